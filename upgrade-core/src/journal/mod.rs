@@ -1,0 +1,253 @@
+//! The durable record of a run, and the lease under which it is written.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{Entry, Record, Request};
+use crate::names::{LockName, PipelineName, RunId, Seq};
+use crate::sealed::SealedStorage;
+use crate::transition::RunState;
+
+/// Keeps the records of runs, the leases under which they are driven, and requests to drivers.
+///
+/// # Guarantees
+/// - `append` returns when the entries are durable, all of them or none, in one chain.
+/// - At most one lease on a lock name is held at a time, by any process that uses the journal.
+/// - A lease that was lost, or is older than another on the same names, cannot append.
+/// - `load` returns what was appended, or says which line is damaged; never less in silence.
+///
+/// # Assumptions
+/// The storage does what it says: a sync that returned is on the medium.
+///
+/// # Caveats
+/// An append that failed leaves it open whether its entries are durable. The journal refuses
+/// every further append on that lease; whoever acquires a new one and loads the run sees what
+/// became of them.
+///
+/// # Errors
+/// See [`JournalError`]. No operation is retried inside.
+#[async_trait]
+pub trait Journal: Send + Sync + 'static {
+    /// Takes the right to drive what the names stand for, all of them or none.
+    ///
+    /// Takes the names in sorted order. Waits up to `patience` for another holder, polling at
+    /// least every 100 ms; [`Duration::ZERO`] answers at once.
+    async fn acquire(&self, locks: &[LockName], patience: Duration) -> Result<Lease, JournalError>;
+
+    /// Appends entries to a run, the first of them with number `at`; the first entry makes the run.
+    ///
+    /// Returns the records as they are kept.
+    async fn append(&self, lease: &Lease, run: &RunId, at: Seq, entries: &[Entry])
+    -> Result<Vec<Record>, JournalError>;
+
+    /// Returns all records of a run, the chain verified.
+    async fn load(&self, run: &RunId) -> Result<Vec<Record>, JournalError>;
+
+    /// Lists the runs, oldest first. A damaged run is listed with what is wrong with it.
+    async fn runs(&self) -> Result<Vec<RunSummary>, JournalError>;
+
+    /// Leaves a request for the driver of a run, durably.
+    async fn post(&self, run: &RunId, request: &Request) -> Result<(), JournalError>;
+
+    /// Returns the requests to a run that were not withdrawn, oldest first.
+    async fn requests(&self, run: &RunId) -> Result<Vec<Request>, JournalError>;
+
+    /// Removes a request that is answered; one that is gone already is not an error.
+    async fn withdraw(&self, run: &RunId, id: &str) -> Result<(), JournalError>;
+
+    /// Opens the storage for found contents of a run, kept beside the journal.
+    async fn sealed(&self, run: &RunId) -> Result<Arc<dyn SealedStorage>, JournalError>;
+
+    /// Names what the journal lives in, so that a pipeline that changes it can be refused.
+    fn home(&self) -> Option<LockName>;
+}
+
+/// Holds the exclusive right to drive what some lock names stand for; dropped, it is released.
+pub struct Lease {
+    locks: Vec<LockName>,
+    epoch: u64,
+    hold: Box<dyn Hold>,
+}
+
+/// Keeps a lease alive for one kind of journal.
+#[async_trait]
+pub trait Hold: Send + Sync + 'static {
+    /// Tells whether the lease is still held, renewing it where that is needed.
+    async fn verify(&self) -> Result<(), JournalError>;
+
+    /// Gives the journal that made the hold its own type back.
+    fn as_any(&self) -> &dyn std::any::Any;
+}
+
+impl Lease {
+    /// Makes a lease; for journals.
+    pub fn new(locks: Vec<LockName>, epoch: u64, hold: Box<dyn Hold>) -> Self {
+        Self { locks, epoch, hold }
+    }
+
+    /// Returns the names held, sorted.
+    pub fn locks(&self) -> &[LockName] {
+        &self.locks
+    }
+
+    /// Returns the epoch: higher than that of every earlier lease on any of the names.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Tells whether the lease is still held.
+    ///
+    /// # Errors
+    /// [`JournalError::LeaseLost`], or the storage failed; either way, nothing more may be done.
+    pub async fn verify(&self) -> Result<(), JournalError> {
+        self.hold.verify().await
+    }
+
+    /// Returns what keeps the lease alive; for journals.
+    pub fn hold(&self) -> &dyn Hold {
+        &*self.hold
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lease").field("locks", &self.locks).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+/// Describes a run in a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// The run.
+    pub run: RunId,
+    /// What is upgraded.
+    pub pipeline: Option<PipelineName>,
+    /// The environment, if the pipeline names one.
+    pub environment: Option<String>,
+    /// The version found before the run, if it is known.
+    pub from: Option<Version>,
+    /// The version that the run leads to, if its pipeline names one.
+    pub to: Option<Version>,
+    /// The names under which the run holds its targets.
+    pub locks: Vec<LockName>,
+    /// The fingerprint of its definition.
+    pub fingerprint: String,
+    /// The fingerprint without its environment's overlay.
+    pub base_fingerprint: String,
+    /// The state it is in.
+    pub state: Option<RunState>,
+    /// When it was created.
+    pub created: Option<Timestamp>,
+    /// When its last entry was written.
+    pub updated: Option<Timestamp>,
+    /// How many entries it has.
+    pub entries: Seq,
+    /// What is wrong with its journal, if anything.
+    pub damage: Option<String>,
+}
+
+/// Says why a journal did not do what it was asked. The run halts and can be resumed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// Somebody else holds one of the names.
+    #[error("{lock} is held by {holder}")]
+    Held {
+        /// The name.
+        lock: LockName,
+        /// Who holds it, as far as is known.
+        holder: String,
+    },
+    /// The lease is not held any more.
+    #[error("the lease was lost: {reason}")]
+    LeaseLost {
+        /// How.
+        reason: String,
+    },
+    /// The run has other entries than the caller believes.
+    #[error("run {run} has {actual} entries where {expected} were expected: another driver wrote")]
+    Sequence {
+        /// The run.
+        run: RunId,
+        /// How many the caller believes there are.
+        expected: Seq,
+        /// How many there are.
+        actual: Seq,
+    },
+    /// There is no such run.
+    #[error("there is no run {0}")]
+    NoRun(RunId),
+    /// A record is damaged.
+    #[error("{place}, line {line}: {reason}")]
+    Damaged {
+        /// The file or table.
+        place: String,
+        /// The line or row, from one.
+        line: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The journal was written in a format that this program does not know.
+    #[error("{place} has format {found}; this program reads up to format {known}")]
+    Format {
+        /// The file or table.
+        place: String,
+        /// Its format.
+        found: u32,
+        /// The newest format known.
+        known: u32,
+    },
+    /// The storage failed.
+    #[error("cannot {action} {path}")]
+    Storage {
+        /// What was tried: "write", "sync".
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An earlier append failed: nothing more is written on this lease.
+    #[error("an earlier write to the journal failed; nothing more is written")]
+    Poisoned,
+    /// The server of the journal failed.
+    #[error("the journal's server failed: {message}")]
+    Server {
+        /// What was tried.
+        message: String,
+        /// What the server or the connection said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl JournalError {
+    /// Returns the line that tells what to do.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Held { .. } => "wait for it with --wait, look at it with `upgrade status`, or stop it with `upgrade stop`".into(),
+            Self::LeaseLost { .. } | Self::Sequence { .. } => {
+                "another driver has the run: follow it with `upgrade status --watch`".into()
+            }
+            Self::NoRun(_) => "`upgrade history` lists the runs".into(),
+            Self::Damaged { .. } => {
+                "the journal was changed or the disk lost data: restore the file from a copy; `upgrade audit verify` names every damaged line".into()
+            }
+            Self::Format { .. } => "use the version of the program that wrote it, or a newer one".into(),
+            Self::Storage { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "make room on the disk of the state directory, then `upgrade resume`".into()
+            }
+            Self::Storage { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                "run as the account that owns the state directory".into()
+            }
+            Self::Storage { .. } => "look at the disk of the state directory, then `upgrade resume`".into(),
+            Self::Poisoned => "mend what made the first write fail, then `upgrade resume`".into(),
+            Self::Server { .. } => "bring the server back, then `upgrade resume`".into(),
+        }
+    }
+}

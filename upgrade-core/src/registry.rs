@@ -1,0 +1,258 @@
+//! The kinds of steps, checks and targets that a pipeline file can name.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use semver::Version;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::check::Check;
+use crate::erased::AnyStep;
+use crate::target::Target;
+
+/// Says why a kind cannot be made from its configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct BuildError {
+    /// What is wrong.
+    pub message: String,
+    /// The key of the configuration that is wrong, if it is one: `archive`, `rules.0.path`.
+    pub key: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl BuildError {
+    /// Makes an error about the configuration as a whole.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), key: None, hint: None }
+    }
+
+    /// Names the key that is wrong.
+    #[must_use]
+    pub fn at(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Adds the line that tells what to do.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Holds a target that a pipeline file names, in the adapter's own type as well.
+#[derive(Clone)]
+pub struct AnyTarget {
+    pub(crate) target: Arc<dyn Target>,
+    pub(crate) value: Arc<dyn Any + Send + Sync>,
+    pub(crate) kind: String,
+}
+
+impl AnyTarget {
+    /// Takes a target of an adapter.
+    pub fn new<T: Target>(kind: impl Into<String>, target: T) -> Self {
+        let target = Arc::new(target);
+        Self { target: target.clone(), value: target, kind: kind.into() }
+    }
+}
+
+/// Tells a factory what stands around the configuration that it is given.
+#[derive(Clone, Default)]
+pub struct BuildContext {
+    pub(crate) base_dir: PathBuf,
+    pub(crate) environment: Option<String>,
+    pub(crate) to: Option<Version>,
+    pub(crate) targets: BTreeMap<String, AnyTarget>,
+}
+
+impl BuildContext {
+    /// Makes a context in which relative paths start from `base_dir`.
+    pub fn new(base_dir: impl Into<PathBuf>) -> Self {
+        Self { base_dir: base_dir.into(), ..Self::default() }
+    }
+
+    /// Returns the directory that relative paths start from.
+    pub fn base_dir(&self) -> &Path {
+        &self.base_dir
+    }
+
+    /// Makes a path of the configuration absolute.
+    pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.base_dir.join(path)
+    }
+
+    /// Returns the environment, if the pipeline names one.
+    pub fn environment(&self) -> Option<&str> {
+        self.environment.as_deref()
+    }
+
+    /// Returns the version that the pipeline leads to, if it names one.
+    pub fn to(&self) -> Option<&Version> {
+        self.to.as_ref()
+    }
+
+    /// Returns a target that the pipeline names, in the adapter's own type.
+    ///
+    /// # Errors
+    /// There is no such target, or it is of another adapter.
+    pub fn target<T: Target>(&self, name: &str) -> Result<Arc<T>, BuildError> {
+        let Some(found) = self.targets.get(name) else {
+            let known: Vec<_> = self.targets.keys().map(String::as_str).collect();
+            let hint = if known.is_empty() {
+                "name it under `targets:`".to_owned()
+            } else {
+                format!("the targets of this pipeline: {}", known.join(", "))
+            };
+            return Err(BuildError::new(format!("there is no target `{name}`")).at("target").with_hint(hint));
+        };
+        found.value.clone().downcast::<T>().map_err(|_| {
+            BuildError::new(format!("target `{name}` is of kind `{}`, which this kind cannot use", found.kind))
+                .at("target")
+        })
+    }
+}
+
+type Make<T> = Arc<dyn Fn(Value, &BuildContext) -> Result<T, MakeError> + Send + Sync>;
+type MakeSchema = fn(&mut SchemaGenerator) -> Schema;
+
+/// Says why a configuration did not become a step: its shape, or what the factory said.
+#[derive(Debug)]
+pub(crate) enum MakeError {
+    Shape(String),
+    Build(BuildError),
+}
+
+/// Holds one kind.
+#[derive(Clone)]
+pub(crate) struct Kind<T> {
+    pub(crate) make: Make<T>,
+    pub(crate) schema: MakeSchema,
+    pub(crate) about: String,
+}
+
+impl<T> Kind<T> {
+    fn new<C, F>(about: &str, factory: F) -> Self
+    where
+        C: DeserializeOwned + JsonSchema + 'static,
+        F: Fn(C, &BuildContext) -> Result<T, BuildError> + Send + Sync + 'static,
+    {
+        Self {
+            make: Arc::new(move |value, cx| {
+                let config = serde_json::from_value(value).map_err(|e| MakeError::Shape(e.to_string()))?;
+                factory(config, cx).map_err(MakeError::Build)
+            }),
+            schema: |generator| generator.subschema_for::<C>(),
+            about: about.to_owned(),
+        }
+    }
+}
+
+/// Knows the kinds that a pipeline file can name.
+///
+/// An adapter registers its own with one call (`upgrade_host::register(&mut registry)`), and so
+/// does a program for kinds of its own.
+#[derive(Clone, Default)]
+pub struct Registry {
+    pub(crate) steps: BTreeMap<String, Kind<AnyStep>>,
+    pub(crate) checks: BTreeMap<String, Kind<Arc<dyn Check>>>,
+    pub(crate) targets: BTreeMap<String, Kind<AnyTarget>>,
+}
+
+impl Registry {
+    /// Makes a registry that knows no kind.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Registers a kind of step: its name, one line about it, and how it is made.
+    ///
+    /// The factory may answer with a reversible or an irreversible step, by its configuration.
+    /// `C` should deny unknown fields: a mistyped key is then an error with its line. A kind
+    /// that is registered again is replaced.
+    pub fn step<C, F>(&mut self, kind: &str, about: &str, factory: F) -> &mut Self
+    where
+        C: DeserializeOwned + JsonSchema + 'static,
+        F: Fn(C, &BuildContext) -> Result<AnyStep, BuildError> + Send + Sync + 'static,
+    {
+        self.steps.insert(kind.to_owned(), Kind::new(about, factory));
+        self
+    }
+
+    /// Registers a kind of check.
+    pub fn check<C, F, K>(&mut self, kind: &str, about: &str, factory: F) -> &mut Self
+    where
+        C: DeserializeOwned + JsonSchema + 'static,
+        F: Fn(C, &BuildContext) -> Result<K, BuildError> + Send + Sync + 'static,
+        K: Check,
+    {
+        let make =
+            move |config: C, cx: &BuildContext| factory(config, cx).map(|check| Arc::new(check) as Arc<dyn Check>);
+        self.checks.insert(kind.to_owned(), Kind::new(about, make));
+        self
+    }
+
+    /// Registers a kind of target.
+    pub fn target<C, F, T>(&mut self, kind: &str, about: &str, factory: F) -> &mut Self
+    where
+        C: DeserializeOwned + JsonSchema + 'static,
+        F: Fn(C, &BuildContext) -> Result<T, BuildError> + Send + Sync + 'static,
+        T: Target,
+    {
+        let name = kind.to_owned();
+        let make = move |config: C, cx: &BuildContext| factory(config, cx).map(|target| AnyTarget::new(&name, target));
+        self.targets.insert(kind.to_owned(), Kind::new(about, make));
+        self
+    }
+
+    /// Lists the kinds of steps, each with its line.
+    pub fn step_kinds(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.steps.iter().map(|(name, kind)| (name.as_str(), kind.about.as_str()))
+    }
+
+    /// Lists the kinds of checks, each with its line.
+    pub fn check_kinds(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.checks.iter().map(|(name, kind)| (name.as_str(), kind.about.as_str()))
+    }
+
+    /// Lists the kinds of targets, each with its line.
+    pub fn target_kinds(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.targets.iter().map(|(name, kind)| (name.as_str(), kind.about.as_str()))
+    }
+
+    /// Makes a step from its configuration, as a pipeline file would.
+    ///
+    /// # Errors
+    /// The kind is unknown or the configuration is wrong.
+    pub fn make_step(&self, kind: &str, with: Value, cx: &BuildContext) -> Result<AnyStep, BuildError> {
+        make(&self.steps, "step", kind, with, cx)
+    }
+
+    /// Makes a check from its configuration, as a pipeline file would.
+    ///
+    /// # Errors
+    /// The kind is unknown or the configuration is wrong.
+    pub fn make_check(&self, kind: &str, with: Value, cx: &BuildContext) -> Result<Arc<dyn Check>, BuildError> {
+        make(&self.checks, "check", kind, with, cx)
+    }
+}
+
+fn make<T>(
+    kinds: &BTreeMap<String, Kind<T>>,
+    what: &str,
+    kind: &str,
+    with: Value,
+    cx: &BuildContext,
+) -> Result<T, BuildError> {
+    let known = kinds.get(kind).ok_or_else(|| BuildError::new(format!("`{kind}` is not a kind of {what}")))?;
+    (known.make)(with, cx).map_err(|error| match error {
+        MakeError::Shape(message) => BuildError::new(message),
+        MakeError::Build(error) => error,
+    })
+}

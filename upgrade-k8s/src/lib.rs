@@ -1,0 +1,1 @@
+//! Steps and checks for Kubernetes.
