@@ -1,0 +1,105 @@
+//! Writes that survive a crash: whole or not at all, and on the medium when they return.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Says with which permissions and for whom a file is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Ownership {
+    /// Permission bits; 0644 if absent.
+    pub(crate) mode: Option<u32>,
+    /// Owner and group; those of the process if absent.
+    pub(crate) owner: Option<(u32, u32)>,
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Returns the directory that a path stands in.
+pub(crate) fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Names the temporary file beside `path` that `key` writes: always the same one, so that an
+/// interrupted write is found and replaced by the next.
+pub(crate) fn temporary(path: &Path, key: &str) -> PathBuf {
+    let digest = upgrade_core::sealed::sha256_hex(key.as_bytes());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.upgrade-{}", &digest[..12]))
+}
+
+/// Replaces a file: its new content is durable before its name points to it, its name when this
+/// returns. After a crash the file is the old one or the new one.
+pub(crate) fn write(path: &Path, contents: &[u8], ownership: Ownership, key: &str) -> io::Result<()> {
+    let temporary = temporary(path, key);
+    let written = write_temporary(&temporary, contents, ownership).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // The first error is what matters; a temporary file that stays is replaced by the next write.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_directory(&parent(path))
+}
+
+fn write_temporary(temporary: &Path, contents: &[u8], ownership: Ownership) -> io::Result<()> {
+    match fs::remove_file(temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Private until owner and mode are what they should be: contents may be secret.
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
+    file.write_all(contents)?;
+    if let Some((user, group)) = ownership.owner {
+        std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+    }
+    file.set_permissions(fs::Permissions::from_mode(ownership.mode.unwrap_or(0o644)))?;
+    file.sync_all()
+}
+
+/// Points a symbolic link elsewhere, at once and durably; makes it if it is not there.
+pub(crate) fn switch_link(link: &Path, target: &Path, key: &str) -> io::Result<()> {
+    let temporary = temporary(link, key);
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::os::unix::fs::symlink(target, &temporary)?;
+    fs::rename(&temporary, link)?;
+    sync_directory(&parent(link))
+}
+
+/// Removes a file durably; one that is gone already is not an error.
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    }
+    sync_directory(&parent(path))
+}
+
+/// Makes a directory and those above it, durably; returns the topmost one that it made.
+pub(crate) fn create_directories(path: &Path) -> io::Result<Option<PathBuf>> {
+    let mut missing = Vec::new();
+    let mut at = path.to_path_buf();
+    while !at.exists() {
+        missing.push(at.clone());
+        if !at.pop() || at.as_os_str().is_empty() {
+            break;
+        }
+    }
+    for directory in missing.iter().rev() {
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        sync_directory(&parent(directory))?;
+    }
+    Ok(missing.pop())
+}
