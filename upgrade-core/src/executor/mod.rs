@@ -1,41 +1,68 @@
 //! Drives a run: from its journal to the next decision, from the decision to its effects.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod admission;
+mod calls;
+pub mod decide;
+mod drive;
+mod estimates;
+mod guards;
+mod observers;
+pub mod plan;
+mod requests;
+pub mod state;
 
-use semver::Version;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use serde::{Deserialize, Serialize};
 
-use crate::context::Progress;
-use crate::entry::{Cause, Demand, Health, Record};
+use self::admission::Admitted;
+use self::drive::{Decide, Driver};
+pub use self::observers::Observer;
+use self::observers::Observers;
+use crate::entry::{Cause, Demand, Entry, Health, Request};
 use crate::error::StepError;
-use crate::journal::{Journal, JournalError, Lease};
-use crate::names::{LockName, RunId, StepId};
-use crate::pipeline::{CommitMode, Pipeline};
+use crate::journal::{Journal, JournalError};
+use crate::names::{RunId, StepId};
+use crate::pipeline::Pipeline;
 use crate::secret::Secrets;
-use crate::step::Change;
 use crate::transition::RunState;
 
-/// Watches runs. Cannot fail them, cannot slow them down.
-///
-/// # Guarantees
-/// `entry` is called for every record, in order, after it is durable. Each observer has a thread
-/// of its own; one that panics is left out from then on.
-///
-/// # Caveats
-/// Progress may be dropped when the observer is slower than the run; entries are not.
-pub trait Observer: Send + 'static {
-    /// Sees a record that is durable.
-    fn entry(&mut self, run: &RunId, record: &Record);
-
-    /// Sees how far a call has come.
-    fn progress(&mut self, _progress: &Progress) {}
-}
+/// How often an asker looks for the answer to its request.
+const ANSWER_POLL: Duration = Duration::from_millis(100);
 
 /// Drives upgrades, each under a lease, with one journal.
+///
+/// # Guarantees
+/// What section the crate's documentation calls the contract: a run completes, or everything it
+/// touched is back as it was, and a crash at any instant changes neither.
+///
+/// # Assumptions
+/// The steps keep theirs ([`Step`](crate::step::Step)), and the journal its own.
+///
+/// # Caveats
+/// Dropping the future of [`Executor::run`] is a crash like any other: its calls are aborted where
+/// they wait, and the run can be resumed. To end it in order, use an [`Interrupt`].
 pub struct Executor {
     pub(crate) journal: Arc<dyn Journal>,
     pub(crate) secrets: Secrets,
+    pub(crate) observers: Arc<Observers>,
+    pub(crate) decide: Decide,
+}
+
+/// Answers a demand.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// Nobody drove the run: it was driven here, to this end.
+    Driven(Report),
+    /// The driver of the run took the demand up.
+    Granted,
+    /// The driver of the run, or its state, does not allow it.
+    Refused {
+        /// Why.
+        message: String,
+    },
 }
 
 /// Says how a run ended, or why it waits.
@@ -145,7 +172,7 @@ pub enum ExecutorError {
     #[error("the journal of run {run} is corrupt at line {line}: {reason}")]
     Corrupt {
         /// The run.
-        run: RunId,
+        run: String,
         /// The line, from one.
         line: u64,
         /// What is wrong.
@@ -159,6 +186,166 @@ pub enum ExecutorError {
 impl Executor {
     /// Makes an executor that writes to `journal` and resolves `env` and `file` secrets.
     pub fn new(journal: Arc<dyn Journal>) -> Self {
-        Self { journal, secrets: Secrets::default() }
+        Self { journal, secrets: Secrets::default(), observers: Arc::default(), decide: decide::decide }
+    }
+
+    /// Resolves secrets with `secrets`.
+    #[must_use]
+    pub fn with_secrets(mut self, secrets: Secrets) -> Self {
+        self.secrets = secrets;
+        self
+    }
+
+    /// Lets an observer watch every run of this executor.
+    #[must_use]
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        match Arc::get_mut(&mut self.observers) {
+            Some(observers) => observers.add(observer),
+            None => tracing::warn!("an observer was added while a run is driven; it sees nothing"),
+        }
+        self
+    }
+
+    /// Replaces the decisions: only to try whether the sweeps notice.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn with_decide(mut self, decide: Decide) -> Self {
+        self.decide = decide;
+        self
+    }
+
+    /// Carries out a new run of `pipeline` and stays to its end, the probation included.
+    ///
+    /// A second call makes a second run: it finds its steps unchanged, or is refused while the
+    /// first is open.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Refused`] before anything was changed; [`ExecutorError::Journal`] at any
+    /// time: the run halts and can be resumed.
+    pub async fn run(
+        &self,
+        pipeline: &Pipeline,
+        options: &RunOptions,
+        interrupt: &Interrupt,
+    ) -> Result<Report, ExecutorError> {
+        let admitted = self.admit_new(pipeline, options).await?;
+        let driver = self.driver(pipeline, admitted).await?;
+        driver.drive(options, interrupt).await
+    }
+
+    /// Goes on with a run where it is: after a crash, after a stop, after a hold.
+    ///
+    /// A run that is over is reported as it ended.
+    ///
+    /// # Errors
+    /// As [`Executor::run`]; [`ExecutorError::Refused`] too if another driver has the run, if the
+    /// pipeline is another one, or if the run is stuck.
+    pub async fn resume(
+        &self,
+        pipeline: &Pipeline,
+        run: &RunId,
+        options: &RunOptions,
+        interrupt: &Interrupt,
+    ) -> Result<Report, ExecutorError> {
+        self.drive_on(pipeline, run, Demand::Resume, options, interrupt).await
+    }
+
+    /// Asks something of a run: drives it if nobody does, else leaves a durable request and waits
+    /// for the driver's answer.
+    ///
+    /// # Errors
+    /// As [`Executor::resume`].
+    pub async fn demand(
+        &self,
+        pipeline: &Pipeline,
+        run: &RunId,
+        demand: Demand,
+        options: &RunOptions,
+        interrupt: &Interrupt,
+    ) -> Result<Answer, ExecutorError> {
+        let mut request: Option<Request> = None;
+        loop {
+            let options = RunOptions { patience: Duration::ZERO, ..options.clone() };
+            match self.drive_on(pipeline, run, demand.clone(), &options, interrupt).await {
+                Err(ExecutorError::Journal(JournalError::Held { .. })) => {}
+                driven => {
+                    if let Some(request) = request {
+                        self.journal.withdraw(run, &request.id).await?;
+                    }
+                    return match driven {
+                        Ok(report) => Ok(Answer::Driven(report)),
+                        Err(ExecutorError::Refused { message, hint: None }) => Ok(Answer::Refused { message }),
+                        Err(error) => Err(error),
+                    };
+                }
+            }
+            let asked = match &request {
+                Some(request) => request,
+                None => {
+                    let new = Request::new(demand.clone());
+                    self.journal.post(run, &new).await?;
+                    request.insert(new)
+                }
+            };
+            if let Some(answer) = self.await_answer(run, &asked.id).await? {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Looks for the answer to a request for a while; `None` if the driver may have died.
+    async fn await_answer(&self, run: &RunId, request: &str) -> Result<Option<Answer>, ExecutorError> {
+        let end = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < end {
+            for record in self.journal.load(run).await?.iter().rev() {
+                if let Entry::RequestAnswered { id, refused } = &record.entry
+                    && id == request
+                {
+                    return Ok(Some(match refused {
+                        None => Answer::Granted,
+                        Some(message) => Answer::Refused { message: message.clone() },
+                    }));
+                }
+            }
+            tokio::time::sleep(ANSWER_POLL).await;
+        }
+        Ok(None)
+    }
+
+    async fn drive_on(
+        &self,
+        pipeline: &Pipeline,
+        run: &RunId,
+        demand: Demand,
+        options: &RunOptions,
+        interrupt: &Interrupt,
+    ) -> Result<Report, ExecutorError> {
+        let forward = matches!(demand, Demand::Resume | Demand::Confirm { .. });
+        let admitted = self.admit_again(pipeline, run, options, forward).await?;
+        if admitted.run.state().is_final() && demand == Demand::Resume {
+            return Ok(Report { run: run.clone(), outcome: drive::outcome_of(&admitted.run) });
+        }
+        if let Some(message) = requests::refusal(pipeline, &admitted.run, &demand) {
+            return Err(ExecutorError::Refused { message, hint: None });
+        }
+        let mut driver = self.driver(pipeline, admitted).await?;
+        driver.take_up(Request::new(demand))?;
+        driver.drive(options, interrupt).await
+    }
+
+    async fn driver<'a>(&'a self, pipeline: &Pipeline, admitted: Admitted) -> Result<Driver<'a>, ExecutorError> {
+        let Admitted { lease, run, mut entries, is_new } = admitted;
+        let undo_estimates = match pipeline.budget.run {
+            Some(_) => self.estimates(pipeline).await?.undo_ms,
+            None => BTreeMap::new(),
+        };
+        let created = is_new.then(|| entries.remove(0));
+        let mut driver = Driver::new(self, pipeline, lease, run, undo_estimates).await?;
+        driver.begin(created);
+        for entry in entries {
+            driver.note(entry)?;
+        }
+        // Durable before anything else: from here on the run blocks others, whatever happens.
+        driver.flush().await?;
+        Ok(driver)
     }
 }

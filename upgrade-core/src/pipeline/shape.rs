@@ -17,7 +17,8 @@ impl Pipeline {
     /// # Errors
     /// A file that a step names cannot be read.
     pub fn define(&self) -> Result<Definition, StepError> {
-        let shape = self.shape()?;
+        let mut shape = self.structure();
+        shape["files"] = self.files()?.into();
         let base = if self.source.base_document.is_null() { &shape } else { &self.source.base_document };
         let mut base = json!({ "document": base, "to": self.to });
         if let Some(files) = shape.get("files") {
@@ -33,9 +34,24 @@ impl Pipeline {
         })
     }
 
-    fn shape(&self) -> Result<Value, StepError> {
-        let mut steps = Map::new();
+    /// Digests the files that the steps name.
+    fn files(&self) -> Result<Map<String, Value>, StepError> {
         let mut files = Map::new();
+        for node in self.steps.values() {
+            if let super::StepSource::Ready(step) = &node.source {
+                for input in step.erased().inputs() {
+                    let relative = input.strip_prefix(&self.source.base_dir).unwrap_or(&input);
+                    files.insert(relative.display().to_string(), Value::String(file_digest(&input)?));
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    /// Describes graph, kinds and configuration: what must be the same even where the files that
+    /// the steps name are no longer needed.
+    pub(crate) fn structure(&self) -> Value {
+        let mut steps = Map::new();
         for id in self.graph.order() {
             let Some(node) = self.step(id) else { continue };
             steps.insert(
@@ -50,12 +66,6 @@ impl Pipeline {
                     "after": checks(&node.after),
                 }),
             );
-            if let super::StepSource::Ready(step) = &node.source {
-                for input in step.erased().inputs() {
-                    let relative = input.strip_prefix(&self.source.base_dir).unwrap_or(&input);
-                    files.insert(relative.display().to_string(), Value::String(file_digest(&input)?));
-                }
-            }
         }
         let guards: Map<String, Value> = self
             .guards
@@ -71,7 +81,7 @@ impl Pipeline {
                 (guard.check.id.to_string(), watched)
             })
             .collect();
-        Ok(json!({
+        json!({
             "upgrade": self.name,
             "environment": self.environment,
             "from": self.from.as_ref().map(ToString::to_string),
@@ -82,8 +92,7 @@ impl Pipeline {
             "verify": checks(&self.verify),
             "rollback_verify": self.rollback_verify.as_deref().map(checks),
             "commit": self.commit,
-            "files": files,
-        }))
+        })
     }
 }
 
