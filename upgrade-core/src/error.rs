@@ -47,8 +47,14 @@ impl fmt::Display for Conflict {
 ///
 /// Display gives the message alone; [`StepError::causes`] gives the rest of the chain and
 /// [`StepError::hint`] the line that a tired person can act on.
+///
+/// Boxed inside, so that a `Result` with it stays small.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StepError {
+#[serde(transparent)]
+pub struct StepError(Box<Parts>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Parts {
     class: Class,
     message: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -64,7 +70,8 @@ pub struct StepError {
 impl StepError {
     /// Makes an error of the given class.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), causes: Vec::new(), hint: None, conflict: None, detail: None }
+        let message = message.into();
+        Self(Box::new(Parts { class, message, causes: Vec::new(), hint: None, conflict: None, detail: None }))
     }
 
     /// Makes an error that may pass by itself.
@@ -85,19 +92,19 @@ impl StepError {
     /// Makes the error of a third state: neither found nor intended.
     pub fn conflict(conflict: Conflict) -> Self {
         let mut error = Self::permanent(conflict.to_string());
-        error.hint = Some(format!(
+        error.0.hint = Some(format!(
             "look at {}: keep the change and resolve with --skip, or put back what was found and --retry; \
              `on_conflict: overwrite` on the step lets it win",
             conflict.subject
         ));
-        error.conflict = Some(conflict);
+        error.0.conflict = Some(conflict);
         error
     }
 
     /// Adds the line that tells what to do.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.0.hint = Some(hint.into());
         self
     }
 
@@ -106,7 +113,7 @@ impl StepError {
     pub fn with_cause(mut self, cause: &(dyn Error + '_)) -> Self {
         let mut next = Some(cause);
         while let Some(error) = next {
-            self.causes.push(error.to_string());
+            self.0.causes.push(error.to_string());
             next = error.source();
         }
         self
@@ -115,50 +122,50 @@ impl StepError {
     /// Adds captured output: the last lines that a process or a server said.
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into());
+        self.0.detail = Some(detail.into());
         self
     }
 
     /// Says what the failure promises about trying again.
     pub fn class(&self) -> Class {
-        self.class
+        self.0.class
     }
 
     /// Returns the message, without causes.
     pub fn message(&self) -> &str {
-        &self.message
+        &self.0.message
     }
 
     /// Returns the messages of the errors behind this one, nearest first.
     pub fn causes(&self) -> &[String] {
-        &self.causes
+        &self.0.causes
     }
 
     /// Returns the line that tells what to do.
     pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
+        self.0.hint.as_deref()
     }
 
     /// Returns the foreign change behind this error, if it is one.
     pub fn as_conflict(&self) -> Option<&Conflict> {
-        self.conflict.as_ref()
+        self.0.conflict.as_ref()
     }
 
     /// Returns captured output.
     pub fn detail(&self) -> Option<&str> {
-        self.detail.as_deref()
+        self.0.detail.as_deref()
     }
 
     /// Rewrites every text of the error, so that what must not be kept can be masked.
     #[must_use]
     pub fn map_text(mut self, mut rewrite: impl FnMut(&str) -> String) -> Self {
-        self.message = rewrite(&self.message);
-        for cause in &mut self.causes {
+        self.0.message = rewrite(&self.0.message);
+        for cause in &mut self.0.causes {
             *cause = rewrite(cause);
         }
-        self.hint = self.hint.as_deref().map(&mut rewrite);
-        self.detail = self.detail.as_deref().map(&mut rewrite);
-        if let Some(conflict) = &mut self.conflict {
+        self.0.hint = self.0.hint.as_deref().map(&mut rewrite);
+        self.0.detail = self.0.detail.as_deref().map(&mut rewrite);
+        if let Some(conflict) = &mut self.0.conflict {
             for text in [&mut conflict.subject, &mut conflict.found, &mut conflict.intended, &mut conflict.present] {
                 *text = rewrite(text);
             }
@@ -169,7 +176,7 @@ impl StepError {
 
 impl fmt::Display for StepError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.0.message)
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use self::admission::Admitted;
+pub(crate) use self::drive::outcome_of;
 use self::drive::{Decide, Driver};
 pub use self::observers::Observer;
 use self::observers::Observers;
@@ -322,7 +323,7 @@ impl Executor {
         let forward = matches!(demand, Demand::Resume | Demand::Confirm { .. });
         let admitted = self.admit_again(pipeline, run, options, forward).await?;
         if admitted.run.state().is_final() && demand == Demand::Resume {
-            return Ok(Report { run: run.clone(), outcome: drive::outcome_of(&admitted.run) });
+            return Ok(Report { run: run.clone(), outcome: outcome_of(&admitted.run) });
         }
         if let Some(message) = requests::refusal(pipeline, &admitted.run, &demand) {
             return Err(ExecutorError::Refused { message, hint: None });

@@ -1,5 +1,14 @@
-//! Tries steps and checks without a run around them.
+//! Tries steps: alone, and in sweeps of crashes, failures and repetitions.
 
 pub mod context;
+mod faults;
+mod journals;
+mod mutation;
+mod order;
+pub mod sweep;
+pub mod toy;
 
 pub use context::TestContext;
+pub use mutation::Mutation;
+pub use order::order_violations;
+pub use sweep::{Scenario, Sweep, SweepFailure, SweepReport};
