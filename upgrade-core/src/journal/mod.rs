@@ -1,4 +1,21 @@
 //! The durable record of a run, and the lease under which it is written.
+//!
+//! A journal is what makes the promise of a transaction survive a crash: whatever is not in it
+//! was not done, and whatever is in it is durable. Two come with this crate: [`FileJournal`] in a
+//! directory, and [`MemoryJournal`] for tests and for runs that need not survive their process.
+//! A journal of one's own passes the suite in `conformance` (feature `testkit`).
+//!
+//! Each record carries its own digest and that of the record before, see [`chain`]: the journal
+//! is also the audit log.
+
+pub mod chain;
+#[cfg(feature = "testkit")]
+pub mod conformance;
+pub mod file;
+pub mod memory;
+
+pub use self::file::{Fault, FileJournal};
+pub use self::memory::MemoryJournal;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,0 +1,173 @@
+//! The file journal against a bare append with fdatasync and against SQLite, in one run.
+//!
+//! `cargo run --release -p upgrade-benches --bin journal [DIRECTORY]`
+//!
+//! All contenders write the same lines of about 256 bytes, one at a time, each durable before the
+//! next, on the same disk. They take turns in short rounds, and the median of the rounds' ratios
+//! counts: a disk's mood changes within seconds.
+
+use std::error::Error;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use upgrade_core::entry::{Entry, Record};
+use upgrade_core::journal::{FileJournal, Journal, Lease, conformance};
+use upgrade_core::names::{LockName, RunId, Seq, StepId};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const ROUNDS: usize = 21;
+const RECORDS: usize = 100;
+const LONG: Seq = 100_000;
+
+fn main() -> Outcome<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--load", directory, run] => runtime.block_on(load(directory.as_ref(), run)),
+        [] => runtime.block_on(compare(&std::env::temp_dir())),
+        [directory, ..] => runtime.block_on(compare(directory.as_ref())),
+    }
+}
+
+/// A step's entry that makes a line of about 256 bytes.
+fn entry(number: usize) -> Outcome<Entry> {
+    Ok(Entry::StepUndone { step: StepId::try_from(format!("step-{number:06}"))?, elapsed_ms: 17 })
+}
+
+async fn compare(directory: &Path) -> Outcome<()> {
+    let home = tempfile::tempdir_in(directory)?;
+    println!("durable records a second, one at a time ({ROUNDS} rounds of {RECORDS}, on {})", directory.display());
+    let line = sample_line()?;
+    println!("  a line has {} bytes", line.len());
+
+    let raw = OpenOptions::new().create(true).append(true).open(home.path().join("raw"))?;
+    let sqlite = open_sqlite(home.path())?;
+    let journal = FileJournal::open(home.path().join("journal"))?;
+    let run = RunId::generate();
+    let lease = journal.acquire(&[LockName::new("bench", "journal")?], Duration::ZERO).await?;
+    journal.append(&lease, &run, 0, &[conformance::created(&run, "bench")]).await?;
+
+    let mut times: Vec<[Duration; 3]> = Vec::new();
+    let mut at = 1;
+    for round in 0..=ROUNDS {
+        let time = [
+            append_raw(&raw, &line)?,
+            append_journal(&journal, &lease, &run, &mut at).await?,
+            append_sqlite(&sqlite, &line)?,
+        ];
+        // The first round warms up.
+        if round > 0 {
+            times.push(time);
+        }
+    }
+    for (place, name) in ["raw append + fdatasync", "FileJournal", "SQLite, WAL, synchronous=FULL"].iter().enumerate() {
+        let each = median(times.iter().map(|time| time[place].as_secs_f64()).collect()) / RECORDS as f64;
+        println!("  {name:30} {:8.0} /s   {:7.1} µs each", 1.0 / each, each * 1e6);
+    }
+    let ratio = |other: usize| median(times.iter().map(|time| time[other].div_duration_f64(time[1])).collect());
+    println!("  FileJournal / raw              {:6.2} ×   (target ≥ 1.0)", ratio(0));
+    println!("  FileJournal / SQLite           {:6.2} ×   (target ≥ 1.2)", ratio(2));
+    drop(lease);
+    long(&journal, &home.path().join("journal")).await
+}
+
+fn sample_line() -> Outcome<Vec<u8>> {
+    let record = Record {
+        seq: 1000,
+        at: jiff::Timestamp::now(),
+        prev: "0".repeat(64),
+        entry: entry(1000)?,
+        digest: "0".repeat(64),
+    };
+    let mut line = serde_json::to_vec(&record)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn append_raw(mut file: &File, line: &[u8]) -> Outcome<Duration> {
+    let start = Instant::now();
+    for _ in 0..RECORDS {
+        file.write_all(line)?;
+        file.sync_data()?;
+    }
+    Ok(start.elapsed())
+}
+
+fn open_sqlite(home: &Path) -> Outcome<Connection> {
+    let connection = Connection::open(home.join("journal.sqlite"))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.execute("CREATE TABLE journal (seq INTEGER PRIMARY KEY, line BLOB NOT NULL)", [])?;
+    Ok(connection)
+}
+
+fn append_sqlite(connection: &Connection, line: &[u8]) -> Outcome<Duration> {
+    let mut insert = connection.prepare_cached("INSERT INTO journal (line) VALUES (?1)")?;
+    let start = Instant::now();
+    for _ in 0..RECORDS {
+        insert.execute([line])?;
+    }
+    Ok(start.elapsed())
+}
+
+async fn append_journal(journal: &FileJournal, lease: &Lease, run: &RunId, at: &mut Seq) -> Outcome<Duration> {
+    let entries = (0..RECORDS).map(entry).collect::<Outcome<Vec<_>>>()?;
+    let start = Instant::now();
+    for entry in entries {
+        journal.append(lease, run, *at, &[entry]).await?;
+        *at += 1;
+    }
+    Ok(start.elapsed())
+}
+
+/// Loads a long journal in a process of its own, whose memory is then that of the load.
+async fn long(journal: &FileJournal, directory: &Path) -> Outcome<()> {
+    let run = RunId::generate();
+    let lease = journal.acquire(&[LockName::new("bench", "long")?], Duration::ZERO).await?;
+    journal.append(&lease, &run, 0, &[conformance::created(&run, "bench")]).await?;
+    let mut at = 1;
+    while at < LONG {
+        let entries = (0..1000.min(LONG - at) as usize).map(entry).collect::<Outcome<Vec<_>>>()?;
+        at += journal.append(&lease, &run, at, &entries).await?.len() as Seq;
+    }
+    drop(lease);
+    println!("loading {LONG} entries (targets: < 0.5 s, < 64 MiB)");
+    for _ in 0..3 {
+        let status = Command::new(std::env::current_exe()?).arg("--load").arg(directory).arg(run.as_str()).status()?;
+        if !status.success() {
+            return Err("the load failed".into());
+        }
+    }
+    Ok(())
+}
+
+async fn load(directory: &Path, run: &str) -> Outcome<()> {
+    let journal = FileJournal::open(directory)?;
+    let start = Instant::now();
+    let records = journal.load(&RunId::try_from(run)?).await?;
+    let elapsed = start.elapsed();
+    println!(
+        "  {} entries in {:.3} s, resident {:.1} MiB, at most {:.1} MiB",
+        records.len(),
+        elapsed.as_secs_f64(),
+        status_mib("VmRSS:")?,
+        status_mib("VmHWM:")?
+    );
+    Ok(())
+}
+
+fn status_mib(key: &str) -> Outcome<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).ok_or("the kernel does not tell")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

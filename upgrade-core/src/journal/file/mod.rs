@@ -1,0 +1,443 @@
+//! A journal in a directory: one file a run, JSON Lines, one write and one sync an append.
+//!
+//! ```text
+//! runs/<run>.jsonl        the records of a run, see `scan` for the layout
+//! locks/<name>.lock       the leases
+//! requests/<run>/         requests to the driver of a run
+//! sealed/<run>/<digest>   contents found, kept for an undo
+//! ```
+//!
+//! Directories are made 0700 and files 0600. Readers take no lock: they may see an append that is
+//! being written and leave it out. Only the driver of a run cuts its file.
+
+#[cfg(feature = "encryption")]
+mod cipher;
+mod lease;
+mod requests;
+mod run;
+mod scan;
+mod sealed;
+mod slots;
+mod summary;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use self::lease::Locks;
+use self::requests::make_directory;
+use self::run::RunFile;
+use self::sealed::{FileSealed, Seal};
+use super::chain::{Line, chain};
+use super::{Hold, Journal, JournalError, Lease, RunSummary};
+use crate::entry::{Entry, Record, Request};
+use crate::names::{LockName, RunId, Seq};
+use crate::sealed::SealedStorage;
+
+const POLL: Duration = Duration::from_millis(25);
+
+/// Keeps a journal in a directory of the local file system.
+///
+/// # Guarantees
+/// Those of [`Journal`]. Besides: a damaged, edited, deleted, inserted or reordered line is found
+/// by every [`Journal::load`], and so is a tail cut off below the head, which lags one append
+/// behind while a driver works and is exact once it has let go. A lease on a path excludes leases
+/// on everything below it and above it. A driver that dies frees its leases at once.
+///
+/// # Assumptions
+/// The directory is on a local file system, whose locks all drivers see: not on NFS, not shared
+/// between machines.
+///
+/// # Caveats
+/// An append that was cut off by a crash is there entirely or not at all; which of the two is
+/// settled, and made durable, by the first append of the next driver. A reader that is not the
+/// driver may see entries that are not durable yet: act on what was loaded only after an append.
+/// The chain is not keyed: it shows damage and careless edits, not those of somebody who computes
+/// all digests again.
+///
+/// # Errors
+/// Files that cannot be read or written are [`JournalError::Storage`]; after a failed write or
+/// sync the lease answers [`JournalError::Poisoned`].
+#[derive(Clone)]
+pub struct FileJournal {
+    directory: PathBuf,
+    seal: Seal,
+}
+
+impl std::fmt::Debug for FileJournal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileJournal").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+/// Describes a line of a journal that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// The line, from one.
+    pub line: u64,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Whether the journal mends it by itself: a torn write, one of the two slots of the head.
+    pub harmless: bool,
+}
+
+impl FileJournal {
+    /// Opens the journal in a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open(directory: impl AsRef<Path>) -> Result<Self, JournalError> {
+        // Absolute, so that a driver that changes its working directory keeps its journal.
+        let directory = std::path::absolute(directory.as_ref()).map_err(storage("open", directory.as_ref()))?;
+        for part in ["runs", "locks", "requests", "sealed"] {
+            make_directory(&directory.join(part))?;
+        }
+        Ok(Self { directory, seal: Seal::Plain })
+    }
+
+    /// Encrypts found contents with a key of 32 bytes in hexadecimal from now on.
+    ///
+    /// Contents that were kept without a key stay readable.
+    ///
+    /// # Errors
+    /// The key is not 64 hexadecimal digits.
+    #[cfg(feature = "encryption")]
+    pub fn with_key(mut self, key: &str) -> Result<Self, JournalError> {
+        let cipher = cipher::Cipher::from_hex(key).map_err(storage("use the key of", &self.directory))?;
+        self.seal = Seal::Key(Arc::new(cipher));
+        Ok(self)
+    }
+
+    /// Lists every line of a run that is not as it was written; empty for one that is whole.
+    ///
+    /// # Errors
+    /// There is no such run, or its file cannot be read.
+    pub async fn verify(&self, run: &RunId) -> Result<Vec<Fault>, JournalError> {
+        let (path, run) = (self.run_path(run), run.clone());
+        off_thread(move || verify(&path, &run)).await?
+    }
+
+    fn run_path(&self, run: &RunId) -> PathBuf {
+        self.directory.join("runs").join(format!("{run}.jsonl"))
+    }
+
+    fn requests_path(&self, run: &RunId) -> PathBuf {
+        self.directory.join("requests").join(run.as_str())
+    }
+}
+
+#[async_trait]
+impl Journal for FileJournal {
+    async fn acquire(&self, locks: &[LockName], patience: Duration) -> Result<Lease, JournalError> {
+        let mut names = locks.to_vec();
+        names.sort();
+        names.dedup();
+        let mut waited = Duration::ZERO;
+        loop {
+            let (directory, wanted) = (self.directory.clone(), names.clone());
+            let taken = off_thread(move || Locks::try_take(&directory.join("locks"), &wanted)).await?;
+            match taken {
+                Ok(locks) => {
+                    let epoch = locks.epoch();
+                    let driver = Driver {
+                        directory: self.directory.clone(),
+                        runs: Mutex::default(),
+                        failed: AtomicBool::new(false),
+                        locks,
+                    };
+                    return Ok(Lease::new(names, epoch, Box::new(FileHold(Arc::new(driver)))));
+                }
+                Err(JournalError::Held { .. }) if waited < patience => {
+                    let pause = POLL.min(patience - waited);
+                    tokio::time::sleep(pause).await;
+                    waited += pause;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn append(
+        &self,
+        lease: &Lease,
+        run: &RunId,
+        at: Seq,
+        entries: &[Entry],
+    ) -> Result<Vec<Record>, JournalError> {
+        let driver = lease
+            .hold()
+            .as_any()
+            .downcast_ref::<FileHold>()
+            .filter(|hold| hold.0.directory == self.directory)
+            .map(|hold| hold.0.clone())
+            .ok_or_else(|| JournalError::LeaseLost { reason: "it is a lease of another journal".into() })?;
+        let (run, path, entries) = (run.clone(), self.run_path(run), entries.to_vec());
+        off_thread(move || driver.append(&path, &run, at, entries)).await?
+    }
+
+    async fn load(&self, run: &RunId) -> Result<Vec<Record>, JournalError> {
+        let (path, run) = (self.run_path(run), run.clone());
+        off_thread(move || load(&path, &run)).await?
+    }
+
+    async fn runs(&self) -> Result<Vec<RunSummary>, JournalError> {
+        let directory = self.directory.join("runs");
+        off_thread(move || {
+            let mut runs = Vec::new();
+            for entry in std::fs::read_dir(&directory).map_err(storage("read", &directory))? {
+                let path = entry.map_err(storage("read", &directory))?.path();
+                let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".jsonl"));
+                if let Some(run) = name.and_then(|name| RunId::try_from(name).ok()) {
+                    runs.push(summary::summarize(&path, &run));
+                }
+            }
+            runs.sort_by(|a, b| (a.created, &a.run).cmp(&(b.created, &b.run)));
+            Ok(runs)
+        })
+        .await?
+    }
+
+    async fn post(&self, run: &RunId, request: &Request) -> Result<(), JournalError> {
+        let (path, directory, run, request) =
+            (self.run_path(run), self.requests_path(run), run.clone(), request.clone());
+        off_thread(move || {
+            if !path.exists() {
+                return Err(JournalError::NoRun(run));
+            }
+            requests::post(&directory, &request)
+        })
+        .await?
+    }
+
+    async fn requests(&self, run: &RunId) -> Result<Vec<Request>, JournalError> {
+        let directory = self.requests_path(run);
+        off_thread(move || requests::list(&directory)).await?
+    }
+
+    async fn withdraw(&self, run: &RunId, id: &str) -> Result<(), JournalError> {
+        let (directory, id) = (self.requests_path(run), id.to_owned());
+        off_thread(move || requests::withdraw(&directory, &id)).await?
+    }
+
+    async fn sealed(&self, run: &RunId) -> Result<Arc<dyn SealedStorage>, JournalError> {
+        let directory = self.directory.join("sealed").join(run.as_str());
+        Ok(Arc::new(FileSealed { directory, seal: self.seal.clone() }))
+    }
+
+    fn home(&self) -> Option<LockName> {
+        LockName::path(&self.directory).ok()
+    }
+}
+
+/// Holds all that a driver has open; dropped, its files are at rest and its locks free.
+struct Driver {
+    directory: PathBuf,
+    runs: Mutex<BTreeMap<RunId, RunFile>>,
+    failed: AtomicBool,
+    // Last: whoever gets the locks next finds the files of the runs closed.
+    locks: Locks,
+}
+
+struct FileHold(Arc<Driver>);
+
+impl Driver {
+    fn append(&self, path: &Path, run: &RunId, at: Seq, entries: Vec<Entry>) -> Result<Vec<Record>, JournalError> {
+        // Appends of one lease wait for each other here; a panic in one leaves `failed` set.
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check(&mut runs)?;
+        if !runs.contains_key(run) && (at > 0 || path.exists()) {
+            match RunFile::open(path, run) {
+                Ok(file) => drop(runs.insert(run.clone(), file)),
+                Err(JournalError::NoRun(_)) => {}
+                Err(error) => return Err(self.fail(error)),
+            }
+        }
+        let (actual, prev) = runs.get(run).map_or((0, ""), |file| (file.entries(), file.digest()));
+        if actual != at {
+            return Err(JournalError::Sequence { run: run.clone(), expected: at, actual });
+        }
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let chained = chain(at, prev, Timestamp::now(), entries)
+            .map_err(io::Error::from)
+            .map_err(storage("write an entry to", path))?;
+        self.failed.store(true, Ordering::SeqCst);
+        match runs.get_mut(run) {
+            Some(file) => file.append(&chained)?,
+            None => drop(runs.insert(run.clone(), RunFile::create(path, run, &chained)?)),
+        }
+        self.failed.store(false, Ordering::SeqCst);
+        Ok(chained.records)
+    }
+
+    /// Checks that the lease may still be written under; one that is lost lets its files go.
+    fn check(&self, runs: &mut BTreeMap<RunId, RunFile>) -> Result<(), JournalError> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(JournalError::Poisoned);
+        }
+        self.locks.verify().inspect_err(|_| runs.clear())
+    }
+
+    /// Remembers an error that leaves open what the disk holds.
+    fn fail(&self, error: JournalError) -> JournalError {
+        if matches!(&error, JournalError::Storage { action, .. } if matches!(*action, "write" | "sync" | "cut")) {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        error
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let runs = self.runs.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if *self.failed.get_mut() || self.locks.verify().is_err() {
+            return;
+        }
+        for file in runs.values_mut() {
+            // Nobody hears of a failure here, and nothing is lost by it: the next driver settles
+            // what this one leaves.
+            let _ = file.rest();
+        }
+        runs.clear();
+    }
+}
+
+#[async_trait]
+impl Hold for FileHold {
+    async fn verify(&self) -> Result<(), JournalError> {
+        let driver = self.0.clone();
+        off_thread(move || {
+            let mut runs = driver.runs.lock().unwrap_or_else(PoisonError::into_inner);
+            driver.check(&mut runs)
+        })
+        .await?
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+fn open(path: &Path, run: &RunId) -> Result<BufReader<File>, JournalError> {
+    let file = File::open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => JournalError::NoRun(run.clone()),
+        _ => storage("open", path)(error),
+    })?;
+    Ok(BufReader::with_capacity(64 * 1024, file))
+}
+
+fn load(path: &Path, run: &RunId) -> Result<Vec<Record>, JournalError> {
+    read_records(&mut open(path, run)?, &path.display().to_string(), Some(run))
+}
+
+fn read_records(reader: &mut impl BufRead, place: &str, run: Option<&RunId>) -> Result<Vec<Record>, JournalError> {
+    let mut refused = None;
+    let found = scan::scan(
+        reader,
+        place,
+        |line| {
+            let record = line.record()?;
+            if let (Entry::RunCreated(header), 0) = (&record.entry, record.seq) {
+                summary::check_header(header, run.unwrap_or(&header.run), place).map_err(|error| {
+                    let reason = error.to_string();
+                    refused = Some(error);
+                    reason
+                })?;
+            }
+            Ok(record)
+        },
+        |line, reason| Err(scan::damaged(place, line, reason)),
+    );
+    // What a header says of its format comes before what its line is called for it.
+    refused.map_or_else(|| found.map(|found| found.items), Err)
+}
+
+fn verify(path: &Path, run: &RunId) -> Result<Vec<Fault>, JournalError> {
+    let place = path.display().to_string();
+    let mut reader = open(path, run)?;
+    let mut faults = Vec::new();
+    let found = scan::scan(
+        &mut reader,
+        &place,
+        |line: &Line<'_>| {
+            let record = line.record()?;
+            match (&record.entry, record.seq) {
+                (Entry::RunCreated(header), 0) => {
+                    summary::check_header(header, run, &place).map_err(|error| error.to_string())
+                }
+                _ => Ok(()),
+            }
+        },
+        |line, reason| {
+            faults.push(Fault { line, reason, harmless: false });
+            Ok(())
+        },
+    );
+    match found {
+        Ok(found) => {
+            if let Some(slot) = found.slots.broken {
+                let reason = "this slot of the head is damaged; the other one stands".into();
+                faults.push(Fault { line: slot as u64 + 1, reason, harmless: true });
+            }
+            let lines = scan::FIRST_LINE + found.items.len() as u64;
+            if let Some((line, reason)) = found.torn {
+                faults.push(Fault { line, reason: format!("a torn write: {reason}"), harmless: true });
+            } else if any_left(&mut reader).map_err(storage("read", path))? {
+                let reason = "a write that nobody was told had succeeded".into();
+                faults.push(Fault { line: lines, reason, harmless: true });
+            }
+        }
+        Err(JournalError::Damaged { line, reason, .. }) => faults.push(Fault { line, reason, harmless: false }),
+        Err(error) => return Err(error),
+    }
+    faults.sort_by_key(|fault| fault.line);
+    Ok(faults)
+}
+
+/// Tells whether anything but allocated space is left to read.
+fn any_left(reader: &mut impl BufRead) -> io::Result<bool> {
+    for byte in reader.bytes() {
+        if byte? != 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads bytes as the file of a run, as [`Journal::load`] does; for fuzzing.
+///
+/// # Errors
+/// As [`Journal::load`].
+#[cfg(feature = "testkit")]
+pub fn read_bytes(mut bytes: &[u8]) -> Result<Vec<Record>, JournalError> {
+    read_records(&mut bytes, "bytes", None)
+}
+
+/// Runs what blocks where it does not hold up the runtime. It runs to its end even if the caller
+/// is dropped, so that a cancelled append is written or not, and never half.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JournalError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| JournalError::Storage {
+        action: "work on",
+        path: PathBuf::from("the journal"),
+        source: io::Error::other(error),
+    })
+}
+
+/// Makes the error of a file operation that failed.
+fn storage(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
+    let path = path.to_path_buf();
+    move |source| JournalError::Storage { action, path, source }
+}
+
+fn sync_directory(path: &Path) -> Result<(), JournalError> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(storage("sync", path))
+}
