@@ -12,8 +12,8 @@ use crate::names::PipelineName;
 use crate::pipeline::{Pipeline, PresentVersion, Requirement};
 
 /// The keys that hold items of their own.
-const SECTIONS: [&str; 10] =
-    ["targets", "checks", "steps", "guards", "verify", "rollback_verify", "present", "requires", "from", "to"];
+const SECTIONS: [&str; 8] =
+    ["targets", "checks", "steps", "guards", "verify", "rollback_verify", "present", "requires"];
 
 /// Builds the pipeline; `None` if a mistake was noted.
 pub(super) fn assemble(reader: &mut Reader<'_>, document: &Node) -> Option<Pipeline> {

@@ -11,11 +11,13 @@ pub(super) struct Mistake {
     pub(super) message: String,
     pub(super) place: Place,
     pub(super) help: Option<String>,
+    /// The value may be a secret that should not stand in the file: its characters are not shown.
+    pub(super) hidden: bool,
 }
 
 impl Mistake {
     pub(super) fn new(message: impl Into<String>, place: Place) -> Self {
-        Self { message: message.into(), place, help: None }
+        Self { message: message.into(), place, help: None, hidden: false }
     }
 
     pub(super) fn with_help(mut self, help: impl Into<String>) -> Self {
@@ -39,7 +41,7 @@ impl Mistake {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileError {
     path: PathBuf,
-    first: FileMistake,
+    first: Box<FileMistake>,
     others: Vec<FileMistake>,
 }
 
@@ -63,9 +65,15 @@ struct Shown {
 /// A screen's width; what is longer is shown around the caret.
 const MAX_SHOWN: usize = 120;
 
+const MAX_MESSAGE: usize = 500;
+
 impl FileMistake {
-    fn locate(mistake: Mistake, source: &str) -> Self {
-        Self { shown: show(&mistake.place, source), message: mistake.message, help: mistake.help }
+    fn locate(mistake: &Mistake, source: &str) -> Self {
+        Self {
+            shown: show(&mistake.place, source, mistake.hidden),
+            message: one_line(&mistake.message),
+            help: mistake.help.as_deref().map(one_line),
+        }
     }
 
     /// Says what is wrong, in one line.
@@ -108,7 +116,7 @@ impl FileMistake {
     }
 }
 
-fn show(place: &Place, source: &str) -> Option<Shown> {
+fn show(place: &Place, source: &str, hidden: bool) -> Option<Shown> {
     if source.is_empty() || *place == (0..0) {
         return None;
     }
@@ -119,7 +127,10 @@ fn show(place: &Place, source: &str) -> Option<Shown> {
     let before = source[line_start..start].chars().count();
     // A mapping or a block of text goes on over many lines: its first is shown.
     let marked = source[start..end.min(line_end)].trim_end().chars().count().max(1);
-    let line: Vec<char> = source[line_start..line_end].trim_end().chars().map(printable).collect();
+    let mut line: Vec<char> = source[line_start..line_end].trim_end().chars().map(printable).collect();
+    if hidden {
+        line.iter_mut().skip(before).for_each(|c| *c = '•');
+    }
     let from = if line.len() > MAX_SHOWN { before.saturating_sub(MAX_SHOWN / 2).min(line.len()) } else { 0 };
     let to = line.len().min(from + MAX_SHOWN);
     Some(Shown {
@@ -129,6 +140,15 @@ fn show(place: &Place, source: &str) -> Option<Shown> {
         caret: before - from,
         width: marked.min(to.saturating_sub(before)).max(1),
     })
+}
+
+/// Messages repeat what stands in the file, which may be long and may be anything.
+fn one_line(text: &str) -> String {
+    let mut line: String = text.chars().take(MAX_MESSAGE).map(printable).collect();
+    if line.len() < text.len() && text.chars().count() > MAX_MESSAGE {
+        line.push('…');
+    }
+    line
 }
 
 /// A file must not be able to write to the terminal by being wrong.
@@ -167,21 +187,21 @@ impl Paint {
 
 impl FileError {
     pub(super) fn one(path: &Path, source: &str, mistake: Mistake) -> Self {
-        Self { path: path.to_path_buf(), first: FileMistake::locate(mistake, source), others: Vec::new() }
+        Self { path: path.to_path_buf(), first: Box::new(FileMistake::locate(&mistake, source)), others: Vec::new() }
     }
 
     /// Collects mistakes in the order of their lines; `None` if there is none.
     pub(super) fn collect(path: &Path, source: &str, mut mistakes: Vec<Mistake>) -> Option<Self> {
         mistakes.sort_by_key(|mistake| mistake.place.start);
         mistakes.dedup();
-        let mut located = mistakes.into_iter().map(|mistake| FileMistake::locate(mistake, source));
-        let first = located.next()?;
+        let mut located = mistakes.iter().map(|mistake| FileMistake::locate(mistake, source));
+        let first = Box::new(located.next()?);
         Some(Self { path: path.to_path_buf(), first, others: located.collect() })
     }
 
     /// Returns every mistake, in the order of their lines.
     pub fn mistakes(&self) -> impl Iterator<Item = &FileMistake> {
-        std::iter::once(&self.first).chain(&self.others)
+        std::iter::once(&*self.first).chain(&self.others)
     }
 
     /// Says what is wrong first, in one line.

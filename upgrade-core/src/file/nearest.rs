@@ -17,7 +17,11 @@ pub(super) fn of<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Op
 
 /// Lists names for a message.
 pub(super) fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    let names: Vec<_> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    match names.len().checked_sub(20) {
+        Some(more @ 1..) => format!("{} and {more} more", names[..20].join(", ")),
+        _ => names.join(", "),
+    }
 }
 
 /// Says which name was meant, or which there are.

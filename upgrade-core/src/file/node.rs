@@ -58,16 +58,27 @@ pub(super) fn read(text: &str) -> Result<Node, Mistake> {
 
 fn syntax(text: &str, error: &serde_saphyr::Error) -> Mistake {
     let location = error.location();
-    let mut message = error.without_snippet().to_string();
+    let place = location.map_or(0..0, |location| place_of(text, &location));
+    let mut said = error.without_snippet().to_string();
     // The place is shown with its line; naming it twice helps nobody.
     if let Some(location) = &location {
-        let suffix = format!(" at line {}, column {}", location.line(), location.column());
-        let prefix = format!("line {} column {}: ", location.line(), location.column());
-        message = message.replace(&suffix, "");
-        message = message.strip_prefix(&prefix).unwrap_or(&message).to_owned();
+        let (line, column) = (location.line(), location.column());
+        said = said.replace(&format!(" at line {line}, column {column}"), "");
+        said = said.strip_prefix(&format!("line {line} column {column}: ")).unwrap_or(&said).to_owned();
     }
-    let place = location.map_or(0..0, |location| place_of(text, &location));
-    Mistake::new(message, place)
+    if let Some(rest) = said.strip_prefix("duplicate mapping key: ") {
+        let key = rest.split(", set ").next().unwrap_or_default();
+        return Mistake::new(format!("the key `{key}` is here twice"), place);
+    }
+    if said.starts_with("multiple YAML documents") {
+        return Mistake::new("the file holds more than one document", place)
+            .with_help("a file is one pipeline: take out what follows `---`");
+    }
+    if said.starts_with("budget breached") || said.starts_with("alias ") {
+        return Mistake::new("the file is too deep or too large, its aliases written out", place)
+            .with_help("use variables where much is repeated");
+    }
+    Mistake::new(said, place)
 }
 
 fn place_of(text: &str, location: &serde_saphyr::Location) -> Place {
@@ -252,7 +263,7 @@ impl Node {
 fn bytes<T>(spanned: &Spanned<T>) -> Place {
     let span = spanned.referenced.span();
     let start = span.byte_offset().unwrap_or_default() as usize;
-    start..start.saturating_add(span.byte_len().unwrap_or_default() as usize)
+    start..start.saturating_add(span.byte_len().unwrap_or_default().max(1) as usize)
 }
 
 impl<'de> Deserialize<'de> for Node {

@@ -49,10 +49,15 @@ pub(super) fn choose(document: &mut Node, asked_for: Option<&str>) -> Result<Opt
             }
             lay(document, overlay);
         }
-        // The file's own environment is what the file says without an overlay.
-        None if named == Some(chosen) => {}
+        // The file's own environment is what the file says without an overlay, unless it is mistyped.
+        None if named == Some(chosen)
+            && nearest::of(chosen, overlays.iter().map(|(key, _)| key.name.as_str())).is_none() => {}
         None => {
-            let known: BTreeSet<&str> = overlays.iter().map(|(key, _)| key.name.as_str()).chain(named).collect();
+            let known: BTreeSet<&str> = overlays
+                .iter()
+                .map(|(key, _)| key.name.as_str())
+                .chain(named.filter(|named| *named != chosen))
+                .collect();
             let place = if asked_for.is_some() { 0..0 } else { place };
             let help = match nearest::of(chosen, known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),

@@ -37,7 +37,7 @@ impl Reader<'_> {
             if !deferrable.contains(&key.name.as_str())
                 && let Some(found) = value.deferred()
             {
-                let message = format!("`{}` cannot refer to an output of a step", key.name);
+                let message = format!("`{}` cannot refer to the output of a step here", key.name);
                 let help =
                     "outputs are known only while the run goes on: use them under `with` and `when` of a later step";
                 self.wrong(Mistake::new(message, found.place.clone()).with_help(help));
@@ -273,8 +273,42 @@ fn mistake(node: &Node, outer: &Place, error: MakeError) -> Mistake {
     }
     let number_for_text =
         message.contains("expected a string") && matches!(at.content, Content::Number(..) | Content::Bool(_));
-    let mistake = Mistake::new(message, place.clone());
+    let mut mistake = Mistake::new(plainly(&message), place.clone());
+    mistake.hidden = message.starts_with("a secret ");
     if number_for_text { mistake.with_help("put it in quotes, and it is a text") } else { mistake }
+}
+
+/// Says in the file's own words what serde says in Rust's.
+fn plainly(message: &str) -> String {
+    let said = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    let Some((found, expected)) = said.and_then(|said| said.rsplit_once(", expected ")) else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "a string" | "string" => "a text",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "a mapping",
+        "a nonzero u32" => "a whole number from 1 on",
+        "map with a single key" => "a mapping with one key",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number that is not negative",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        other if other.starts_with("struct ") => "a mapping",
+        other => other,
+    };
+    let found = match found.split_once(' ') {
+        Some(("string", text)) => format!("the text {text}"),
+        Some(("integer" | "floating", number)) => format!("the number {}", number.trim_start_matches("point ")),
+        Some(("boolean", value)) => value.to_owned(),
+        _ => match found {
+            "map" => "a mapping".to_owned(),
+            "sequence" => "a list".to_owned(),
+            "null" => "nothing".to_owned(),
+            other => other.to_owned(),
+        },
+    };
+    format!("{expected} is expected here, not {found}")
 }
 
 /// Points at a plain value itself, at anything longer by its key.

@@ -123,11 +123,12 @@ fn step(
         reader.outputs(&with, ids, earlier, &format!("step `{}`", item.id));
         // What cannot be made yet counts as reversible; when it turns out otherwise, the run says so.
         let probed = reader.probe(kind, node).and_then(|step| step.irreversible_reason().map(str::to_owned));
+        let irreversible = item.irreversible.or(probed);
         let definition = with.canonical();
         StepSource::Deferred {
-            kind: item.uses.clone(),
-            irreversible: item.irreversible.clone().or(probed),
-            build: deferred::step(kind, definition.clone(), reader.cx.clone(), item.irreversible),
+            kind: item.uses,
+            build: deferred::step(kind, definition.clone(), reader.cx.clone(), irreversible.clone()),
+            irreversible,
             definition,
         }
     } else {

@@ -162,7 +162,7 @@ impl<'a> Variables<'a> {
                 Content::Text(text) | Content::Number(_, text) => literal.push_str(text),
                 Content::Bool(value) => literal.push_str(if *value { "true" } else { "false" }),
                 _ => {
-                    let message = format!("`${{{expression}}}` is not a text; it cannot stand within one");
+                    let message = format!("`${{{expression}}}` is a list or a mapping; it cannot stand within a text");
                     self.mistakes
                         .push(Mistake::new(message, at).with_help("let it stand alone: then it keeps its type"));
                 }
