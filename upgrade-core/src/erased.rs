@@ -36,6 +36,16 @@ impl AnyStep {
         Self { step: Arc::new(Irreversible(step)), irreversible: Some(reason.into()) }
     }
 
+    /// Marks the step as one that is not to be undone, for a reason that the plan shows.
+    ///
+    /// For a step that could be undone and must not be: what follows it would break. A second
+    /// call replaces the reason.
+    #[must_use]
+    pub fn into_irreversible(mut self, reason: impl Into<String>) -> Self {
+        self.irreversible = Some(reason.into());
+        self
+    }
+
     /// Returns why the step cannot be undone; `None` if it can.
     pub fn irreversible_reason(&self) -> Option<&str> {
         self.irreversible.as_deref()

@@ -5,6 +5,8 @@ pub mod entry;
 mod erased;
 pub mod error;
 pub mod executor;
+#[cfg(feature = "file")]
+pub mod file;
 pub mod graph;
 pub mod journal;
 pub mod names;

@@ -119,14 +119,35 @@ impl BuildContext {
     }
 }
 
-type Make<T> = Arc<dyn Fn(Value, &BuildContext) -> Result<T, MakeError> + Send + Sync>;
+pub(crate) type Make<T> = Arc<dyn Fn(Value, &BuildContext) -> Result<T, MakeError> + Send + Sync>;
 type MakeSchema = fn(&mut SchemaGenerator) -> Schema;
 
 /// Says why a configuration did not become a step: its shape, or what the factory said.
 #[derive(Debug)]
 pub(crate) enum MakeError {
-    Shape(String),
+    /// The path leads to the value that is wrong, or to the one that holds a wrong key.
+    Shape {
+        message: String,
+        path: Vec<String>,
+    },
     Build(BuildError),
+}
+
+/// Reads a value of a type, and says where in it the first mistake is.
+pub(crate) fn from_value<C: DeserializeOwned>(value: Value) -> Result<C, MakeError> {
+    use serde_path_to_error::Segment;
+
+    serde_path_to_error::deserialize(value).map_err(|error| MakeError::Shape {
+        path: (error.path().iter())
+            .filter_map(|segment| match segment {
+                Segment::Seq { index } => Some(index.to_string()),
+                Segment::Map { key } => Some(key.clone()),
+                Segment::Enum { variant } => Some(variant.clone()),
+                Segment::Unknown => None,
+            })
+            .collect(),
+        message: error.into_inner().to_string(),
+    })
 }
 
 /// Holds one kind.
@@ -145,7 +166,7 @@ impl<T> Kind<T> {
     {
         Self {
             make: Arc::new(move |value, cx| {
-                let config = serde_json::from_value(value).map_err(|e| MakeError::Shape(e.to_string()))?;
+                let config = from_value(value)?;
                 factory(config, cx).map_err(MakeError::Build)
             }),
             schema: |generator| generator.subschema_for::<C>(),
@@ -252,7 +273,8 @@ fn make<T>(
 ) -> Result<T, BuildError> {
     let known = kinds.get(kind).ok_or_else(|| BuildError::new(format!("`{kind}` is not a kind of {what}")))?;
     (known.make)(with, cx).map_err(|error| match error {
-        MakeError::Shape(message) => BuildError::new(message),
+        MakeError::Shape { message, path } if path.is_empty() => BuildError::new(message),
+        MakeError::Shape { message, path } => BuildError::new(message).at(path.join(".")),
         MakeError::Build(error) => error,
     })
 }
