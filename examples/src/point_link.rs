@@ -117,6 +117,8 @@ fn replace(link: &Path, to: Option<&Path>) -> io::Result<()> {
 }
 
 /// Passes if what a link leads to holds a text.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct LeadsTo {
     /// The link.
     pub link: PathBuf,
@@ -141,5 +143,9 @@ impl Check for LeadsTo {
 
     fn kind(&self) -> &str {
         "example.leads_to"
+    }
+
+    fn definition(&self) -> Value {
+        json!(self)
     }
 }
