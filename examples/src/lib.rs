@@ -1,6 +1,5 @@
-//! Runnable examples of every use of the upgrade crates, and the tests of the code in `docs/`.
+//! What the examples share: a step and a check of one's own.
 
-/// Tests the code of `docs/own-step.md`.
-#[cfg(doctest)]
-#[doc = include_str!("../../docs/own-step.md")]
-pub mod own_step {}
+mod point_link;
+
+pub use point_link::{LeadsTo, PointLink};

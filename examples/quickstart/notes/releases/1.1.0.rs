@@ -1,0 +1,20 @@
+//! Release 1.1.0: reads configuration of format 2, answers several requests at a time, and no
+//! longer knows `legacy_paths`.
+
+use std::process::ExitCode;
+
+use notes::{Config, Release, Settings};
+
+fn settings(config: &Config) -> Result<Settings, String> {
+    config.expect_format(2)?;
+    config.expect_absent("legacy_paths")?;
+    Ok(Settings {
+        listen: config.address("server.listen")?,
+        data: config.text("data")?.into(),
+        workers: config.number("server.workers")?,
+    })
+}
+
+fn main() -> ExitCode {
+    Release { version: "1.1.0", settings, health: |_| Ok(()) }.run()
+}
