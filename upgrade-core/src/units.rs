@@ -83,7 +83,7 @@ impl fmt::Display for Span {
         let ms = self.0.as_millis();
         let text = if ms == 0 {
             "0s".to_owned()
-        } else if ms % 1000 != 0 && ms < 10_000 {
+        } else if !ms.is_multiple_of(1000) && ms < 10_000 {
             format!("{ms}ms")
         } else {
             let mut seconds = (ms + 500) / 1000;
@@ -243,7 +243,7 @@ quantity!(Share, "a share such as 20% or 0.2", r"^\s*[0-9.]+\s*%?\s*$|^.*\$\{.*$
 impl Span {
     fn exact(&self) -> String {
         match self.0.as_millis() {
-            ms if ms % 1000 == 0 => format!("{}s", ms / 1000),
+            ms if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
             ms => format!("{ms}ms"),
         }
     }

@@ -313,7 +313,8 @@ async fn a_run_under_another_name_or_of_a_newer_format_is_refused() {
     std::fs::copy(sample.path(), sample.directory.path().join(format!("runs/{other}.jsonl"))).unwrap();
     assert_eq!(damaged_line(sample.journal.load(&other).await), 3);
 
-    let newer = String::from_utf8(sample.rest.clone()).unwrap().replace("\"format\":1,\"entries\"", "\"format\":9,\"entries\"");
+    let newer =
+        String::from_utf8(sample.rest.clone()).unwrap().replace("\"format\":1,\"entries\"", "\"format\":9,\"entries\"");
     assert!(matches!(sample.load(newer.as_bytes()).await, Err(JournalError::Format { found: 9, .. })));
 
     let run = RunId::generate();

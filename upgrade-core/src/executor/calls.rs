@@ -162,18 +162,18 @@ impl Caller {
         &self,
         call: &Call,
         run: &Run,
-        cancelled: CancellationToken,
+        cancelled: &CancellationToken,
         budget_end: Option<Timestamp>,
     ) -> Result<impl Future<Output = Ended> + Send + 'static, StepError> {
         let work = match call {
-            Call::Check(phase, id) => self.check_work(phase, id, run, &cancelled)?,
-            Call::Prepare(id) => self.step_work(id, Direction::Forward, run, &cancelled, budget_end, |work| {
+            Call::Check(phase, id) => self.check_work(phase, id, run, cancelled)?,
+            Call::Prepare(id) => self.step_work(id, Direction::Forward, run, cancelled, budget_end, |work| {
                 Box::pin(async move {
                     let ended = work.step.erased().prepare(&work.cx).await;
                     Ended::Prepared(ended)
                 })
             })?,
-            Call::Apply(id) => self.step_work(id, Direction::Forward, run, &cancelled, budget_end, |work| {
+            Call::Apply(id) => self.step_work(id, Direction::Forward, run, cancelled, budget_end, |work| {
                 Box::pin(async move {
                     let ended = async {
                         let undo = work.undo()?;
@@ -185,7 +185,7 @@ impl Caller {
                     Ended::Applied(ended.await)
                 })
             })?,
-            Call::Undo(id) => self.step_work(id, Direction::Back, run, &cancelled, None, |work| {
+            Call::Undo(id) => self.step_work(id, Direction::Back, run, cancelled, None, |work| {
                 Box::pin(async move {
                     let ended = async {
                         let undo = work.undo()?;
@@ -195,7 +195,7 @@ impl Caller {
                     Ended::Undone(ended.await)
                 })
             })?,
-            Call::Commit(id) => self.step_work(id, Direction::Commit, run, &cancelled, None, |work| {
+            Call::Commit(id) => self.step_work(id, Direction::Commit, run, cancelled, None, |work| {
                 Box::pin(async move {
                     let ended = async { work.step.erased().commit(&work.cx, work.undo()?).await };
                     Ended::Committed(ended.await)

@@ -260,7 +260,7 @@ impl<'a> Driver<'a> {
             self.run.clock_started.checked_add(span).ok()
         });
         let budget_end = budget_end.filter(|_| !is_past_pivot(&self.pipeline, &self.run));
-        match self.caller.call(&call, &self.run, cancelled.clone(), budget_end) {
+        match self.caller.call(&call, &self.run, &cancelled, budget_end) {
             Ok(work) => {
                 let id = self.tasks.spawn(work).id();
                 self.flights.insert(id, Flight { call, cancelled, started: Instant::now() });

@@ -223,7 +223,7 @@ impl Executor {
             .iter()
             .rev()
             .find(|other| needed.contains(*other) && effects.get(*other).is_some_and(|effect| !settled(effect)));
-        let ended = match caller.call(&Call::Prepare(id.clone()), run, CancellationToken::new(), None) {
+        let ended = match caller.call(&Call::Prepare(id.clone()), run, &CancellationToken::new(), None) {
             Ok(call) => call.await,
             Err(error) => Ended::Prepared(Err(error)),
         };
@@ -249,6 +249,6 @@ impl Executor {
 }
 
 async fn ask(caller: &Caller, call: &Call, run: &Run) -> Result<Ended, ExecutorError> {
-    let work = caller.call(call, run, CancellationToken::new(), None).map_err(ExecutorError::Pipeline)?;
+    let work = caller.call(call, run, &CancellationToken::new(), None).map_err(ExecutorError::Pipeline)?;
     Ok(work.await)
 }

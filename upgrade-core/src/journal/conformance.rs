@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::{Journal, JournalError, Lease, chain};
 use crate::entry::{Definition, Demand, ENTRY_FORMAT, Entry, Header, Record, Request};
-use crate::names::{Actor, LockName, PipelineName, RunId, Seq, StepId};
+use crate::names::{Actor, LockName, PipelineName, RunId, Seq};
 use crate::transition::RunState;
 
 type Open<'a> = &'a (dyn Fn() -> Arc<dyn Journal> + Sync);
@@ -68,7 +68,7 @@ pub fn created(run: &RunId, pipeline: &str) -> Entry {
             shape: json!({ "steps": ["a", "b"], "share": 0.1 }),
             document: Value::Null,
             base_dir: PathBuf::from("/"),
-            variables: [("threshold".to_owned(), json!(2.718281828459045))].into(),
+            variables: [("threshold".to_owned(), json!(0.1234567890123456))].into(),
         },
         actor: Actor { user: "tester".into(), host: "here".into(), pid: 1 },
         engine: "0.1.0".into(),

@@ -67,7 +67,7 @@ pub struct Builder {
 }
 
 /// Adjusts one step of a pipeline.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct StepOptions {
     needs: Option<Vec<String>>,
     policy: StepPolicy,
@@ -184,12 +184,6 @@ impl GuardOptions {
     pub fn pause_during(mut self, step: impl Into<String>) -> Self {
         self.pause_during.push(step.into());
         self
-    }
-}
-
-impl Default for StepOptions {
-    fn default() -> Self {
-        Self { needs: None, policy: StepPolicy::default(), before: Vec::new(), after: Vec::new(), when: None }
     }
 }
 

@@ -66,6 +66,10 @@ pub(crate) struct Source {
 pub(crate) type DeferredBuild =
     Arc<dyn Fn(&BTreeMap<StepId, Value>) -> Result<AnyStep, StepError> + Send + Sync + 'static>;
 
+/// Gives a condition that is judged when the outputs it refers to are there.
+pub(crate) type DeferredCondition =
+    Arc<dyn Fn(&BTreeMap<StepId, Value>) -> Result<bool, StepError> + Send + Sync + 'static>;
+
 /// Holds a step, or what it will be built from.
 #[derive(Clone)]
 pub(crate) enum StepSource {
@@ -89,7 +93,7 @@ pub(crate) struct StepNode {
 #[derive(Clone)]
 pub(crate) struct When {
     pub(crate) text: String,
-    pub(crate) holds: Arc<dyn Fn(&BTreeMap<StepId, Value>) -> Result<bool, StepError> + Send + Sync + 'static>,
+    pub(crate) holds: DeferredCondition,
 }
 
 impl StepNode {

@@ -107,7 +107,7 @@ struct Reference {
 
 /// What one driver did until it ended or died.
 enum Driven {
-    Ended(Result<Report, ExecutorError>),
+    Ended(Result<Box<Report>, ExecutorError>),
     Died,
 }
 
@@ -300,10 +300,9 @@ impl<'a, S: Scenario> Sweep<'a, S> {
         let world = self.scenario.fresh();
         // The step's call waits until the change has been made from here.
         let (asked, asks) = std::sync::mpsc::channel::<std::sync::mpsc::Sender<()>>();
-        let call = call.to_owned();
         let journal = MemoryJournal::new();
         let mut first = true;
-        let waiting = call.clone();
+        let waiting = call.to_owned();
         let changed = std::thread::scope(|scope| {
             let driven = scope.spawn({
                 let journal = journal.clone();
@@ -574,7 +573,7 @@ impl<'a, S: Scenario> Sweep<'a, S> {
         };
         tokio::select! {
             ended = tokio::time::timeout(PATIENCE, executor.run(pipeline, &options, &interrupt)) => match ended {
-                Ok(result) => Driven::Ended(result),
+                Ok(result) => Driven::Ended(result.map(Box::new)),
                 Err(_) => Driven::Ended(Err(ExecutorError::Refused { message: "it hangs".into(), hint: None })),
             },
             () = died.notified() => Driven::Died,

@@ -63,13 +63,13 @@ impl SetText {
         Self { world: world.clone(), name: name.to_owned(), text: text.to_owned() }
     }
 
-    fn conflict(&self, undo: &Found, present: Option<String>) -> StepError {
+    fn conflict(&self, undo: &Found, present: &Option<String>) -> StepError {
         let shown = |text: &Option<String>| text.clone().unwrap_or_else(|| "nothing".into());
         StepError::conflict(Conflict {
             subject: self.name.clone(),
             found: shown(&undo.found),
             intended: self.text.clone(),
-            present: shown(&present),
+            present: shown(present),
         })
     }
 
@@ -77,7 +77,7 @@ impl SetText {
         let present = self.world.get(&self.name);
         let ours = present == undo.found || present.as_deref() == Some(&self.text);
         if !ours && cx.on_conflict() == OnConflict::Stop {
-            return Err(self.conflict(undo, present));
+            return Err(self.conflict(undo, &present));
         }
         self.world.put(&self.name, goal);
         Ok(())
