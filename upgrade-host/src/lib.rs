@@ -3,8 +3,14 @@
 
 pub mod checks;
 mod durable;
+mod http_request;
+mod leftovers;
 pub mod machine;
+mod process;
+mod service_control;
 pub mod steps;
+pub mod text_or_secret;
+mod version_text;
 
 use upgrade_core::registry::Registry;
 
