@@ -2,9 +2,15 @@
 //! services, HTTP.
 
 pub mod checks;
+pub mod config;
 mod durable;
 pub mod machine;
+mod masked_diff;
+mod ownership;
+mod path_state;
 pub mod steps;
+mod swap;
+mod template;
 
 use upgrade_core::registry::Registry;
 

@@ -2,4 +2,8 @@
 
 use upgrade_core::registry::Registry;
 
-pub(crate) fn register(_registry: &mut Registry) {}
+pub mod config;
+
+pub(crate) fn register(registry: &mut Registry) {
+    config::register(registry);
+}

@@ -2,4 +2,10 @@
 
 use upgrade_core::registry::Registry;
 
-pub(crate) fn register(_registry: &mut Registry) {}
+pub mod config;
+pub mod file;
+
+pub(crate) fn register(registry: &mut Registry) {
+    config::register(registry);
+    file::register(registry);
+}
