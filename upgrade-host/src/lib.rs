@@ -6,11 +6,11 @@ pub mod config;
 mod durable;
 pub mod machine;
 mod masked_diff;
-mod ownership;
-mod path_state;
+pub mod ownership;
+pub mod path_state;
 pub mod steps;
-mod swap;
-mod template;
+pub mod swap;
+pub mod template;
 
 use upgrade_core::registry::Registry;
 
