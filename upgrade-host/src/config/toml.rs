@@ -129,8 +129,31 @@ fn value_holder(value: &mut TomlValue) -> Option<Holder<'_>> {
     }
 }
 
+/// Takes the line of a key out of the text. The editor of TOML would take the comments above it
+/// along, a file's heading with its first key.
+fn without_line(text: &str, place: &[Segment]) -> Option<String> {
+    let document = toml_edit::Document::parse(text).ok()?;
+    let (last, parent) = place.split_last()?;
+    let Segment::Key(key) = last else { return None };
+    let holder = parent.iter().try_fold(document.as_item(), |item, segment| match (item, segment) {
+        (Item::Table(table), Segment::Key(key)) => table.get(key),
+        _ => None,
+    })?;
+    let (key, Item::Value(value)) = holder.as_table()?.get_key_value(key)? else { return None };
+    let (start, end) = (key.span()?.start, value.span()?.end);
+    let line = text.get(..start)?.rfind('\n').map_or(0, |newline| newline + 1);
+    let next = text.get(end..)?.find('\n').map_or(text.len(), |newline| end + newline + 1);
+    let alone = text.get(line..start)?.trim().is_empty();
+    alone.then(|| Some(format!("{}{}", text.get(..line)?, text.get(next..)?)))?
+}
+
 /// Makes an edit, and leaves the text around it as it is.
 pub(crate) fn edit(text: &str, edit: &Edit) -> Result<String, String> {
+    if let Edit::Remove { place } = edit
+        && let Some(edited) = without_line(text, place)
+    {
+        return Ok(edited);
+    }
     let mut document = parse(text).map_err(|malformed| malformed.reason)?;
     let lost = || "the place was not found in the text".to_owned();
     match edit {

@@ -90,10 +90,33 @@ impl Editor<'_> {
         Some(format!("{}{new}{}", self.text.get(..start)?, self.text.get(end..)?))
     }
 
-    /// Returns where something ends, without the line ends that a block carries along.
+    /// Returns where something stands, without the line ends and comments that a block carries
+    /// along: those belong to what follows.
     fn span(&self, feature: &Feature<'_>) -> Option<(usize, usize)> {
         let (start, end) = feature.location.byte_span;
-        Some((start, start + self.text.get(start..end)?.trim_end().len()))
+        let mut text = self.text.get(start..end)?.trim_end();
+        if !text.starts_with(['|', '>']) {
+            while let Some((before, line)) = text.rsplit_once('\n')
+                && line.trim_start().starts_with('#')
+            {
+                text = before.trim_end();
+            }
+        }
+        Some((start, start + text.len()))
+    }
+
+    /// Returns where a key with its value, or an item, stands.
+    fn entry(&self, place: &[Segment]) -> Option<(usize, usize)> {
+        let exact = self.exact(place).and_then(|feature| self.span(&feature));
+        if !matches!(place.last()?, Segment::Key(_)) {
+            return exact;
+        }
+        let (start, key_end) = self.document.query_key_only(&route(place)).ok()?.location.byte_span;
+        let end = match exact {
+            Some((_, end)) => end,
+            None => key_end + self.text.get(key_end..)?.find(':')? + 1,
+        };
+        Some((start, end))
     }
 
     fn line_start(&self, at: usize) -> usize {
@@ -173,8 +196,7 @@ impl Editor<'_> {
         if emptied && !parent.is_empty() {
             return self.replace(parent, left);
         }
-        let pretty = self.document.query_pretty(&route(place)).ok()?;
-        let (start, end) = self.span(&pretty)?;
+        let (start, end) = self.entry(place)?;
         let holder = self.exact(parent)?;
         let (holder_start, _) = self.span(&holder)?;
         if self.text.get(holder_start..)?.starts_with(['{', '[']) {
