@@ -103,3 +103,42 @@ pub(crate) fn create_directories(path: &Path) -> io::Result<Option<PathBuf>> {
     }
     Ok(missing.pop())
 }
+
+/// Puts a file in place of what stands at `path`, as [`write`] does, from a reader; sets the time
+/// of its last modification too, if one is given.
+pub(crate) fn replace(
+    path: &Path,
+    contents: &mut dyn io::Read,
+    ownership: Ownership,
+    modified: Option<std::time::SystemTime>,
+    key: &str,
+) -> io::Result<()> {
+    let temporary = temporary(path, key);
+    let written =
+        stream_temporary(&temporary, contents, ownership, modified).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // As in `write`: the first error is what matters.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_directory(&parent(path))
+}
+
+fn stream_temporary(
+    temporary: &Path,
+    contents: &mut dyn io::Read,
+    ownership: Ownership,
+    modified: Option<std::time::SystemTime>,
+) -> io::Result<()> {
+    write_temporary(temporary, &[], Ownership { mode: Some(0o600), owner: None })?;
+    let mut file = fs::OpenOptions::new().write(true).open(temporary)?;
+    io::copy(contents, &mut file)?;
+    if let Some((user, group)) = ownership.owner {
+        std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+    }
+    file.set_permissions(fs::Permissions::from_mode(ownership.mode.unwrap_or(0o644)))?;
+    if let Some(modified) = modified {
+        file.set_modified(modified)?;
+    }
+    file.sync_all()
+}

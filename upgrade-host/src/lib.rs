@@ -2,6 +2,7 @@
 //! services, HTTP.
 
 pub mod checks;
+pub mod config;
 mod durable;
 mod http_request;
 mod leftovers;
@@ -10,6 +11,11 @@ mod process;
 mod service_control;
 pub mod steps;
 pub mod text_or_secret;
+mod masked_diff;
+pub mod ownership;
+pub mod path_state;
+pub mod swap;
+pub mod template;
 mod version_text;
 
 use upgrade_core::registry::Registry;

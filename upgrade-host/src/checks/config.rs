@@ -1,0 +1,99 @@
+//! `host.config` as a check: validates a configuration file.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use upgrade_core::check::Check;
+use upgrade_core::context::Context;
+use upgrade_core::error::CheckError;
+use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::verdict::Verdict;
+
+use crate::config::{Format, Validation, deprecations, validate};
+use crate::path_state::{PathState, blocking, observe};
+use crate::steps::config::{check_validation, format_of, text_of};
+
+pub(crate) fn register(registry: &mut Registry) {
+    registry.check("host.config", "Validates a configuration file: required keys, types, deprecated keys.", build);
+}
+
+fn build(mut config: ConfigCheckConfig, cx: &BuildContext) -> Result<ConfigCheck, BuildError> {
+    config.path = cx.path(&config.path);
+    ConfigCheck::new(config)
+}
+
+/// Configures the check `host.config`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigCheckConfig {
+    /// The configuration file; symbolic links are followed.
+    pub path: PathBuf,
+    /// How it is written; by its name if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// What must hold.
+    #[serde(default)]
+    pub validate: Validation,
+}
+
+/// Validates a configuration file: fails on what is missing or of another type, warns of what is
+/// deprecated.
+#[derive(Debug, Clone)]
+pub struct ConfigCheck {
+    config: ConfigCheckConfig,
+    format: Format,
+}
+
+impl ConfigCheck {
+    /// Takes a configuration.
+    ///
+    /// # Errors
+    /// The format is not known, or a path cannot be read.
+    pub fn new(config: ConfigCheckConfig) -> Result<Self, BuildError> {
+        let format = format_of(&config.path, config.format)?;
+        check_validation(&config.validate)?;
+        Ok(Self { config, format })
+    }
+}
+
+#[async_trait]
+impl Check for ConfigCheck {
+    async fn check(&self, _cx: &Context) -> Result<Verdict, CheckError> {
+        let path = self.config.path.clone();
+        let observed = blocking(move || observe(&path.canonicalize().unwrap_or(path))).await?;
+        let shown = self.config.path.display();
+        if observed.state == PathState::Absent {
+            return Ok(Verdict::fail(format!("{shown} is not there")).with_hint("restore the file, or correct `path`"));
+        }
+        let text = text_of(&self.config.path, &observed)?;
+        let document = match self.format.read(&text) {
+            Ok(document) => document,
+            Err(error) => {
+                return Ok(Verdict::fail(format!("{shown}, {error}")).with_hint("mend the file at this place"));
+            }
+        };
+        let list = |findings: Vec<crate::config::Finding>| {
+            findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        let failures = validate(&self.config.validate, self.format, &text, &document);
+        if !failures.is_empty() {
+            return Ok(Verdict::fail(format!("{shown}: {}", list(failures))).with_hint("mend the file by hand"));
+        }
+        let warnings = deprecations(&self.config.validate, self.format, &text, &document);
+        if !warnings.is_empty() {
+            return Ok(Verdict::warn(format!("{shown}: {}", list(warnings))));
+        }
+        Ok(Verdict::pass(format!("{shown} is valid")))
+    }
+
+    fn kind(&self) -> &str {
+        "host.config"
+    }
+
+    fn definition(&self) -> Value {
+        serde_json::to_value(&self.config).unwrap_or(Value::Null)
+    }
+}

@@ -1,0 +1,549 @@
+//! `host.config` on real files: every rule in every format, comments and order kept.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use upgrade_core::check::Check;
+use upgrade_core::context::OnConflict;
+use upgrade_core::registry::{BuildContext, Registry};
+use upgrade_core::step::{Prepared, Rollback, Step};
+use upgrade_core::testkit::TestContext;
+use upgrade_core::verdict::Status;
+use upgrade_host::checks::config::ConfigCheck;
+use upgrade_host::steps::config::{ConfigConfig, ConfigOutput, ConfigStep};
+use upgrade_host::swap::FileUndo;
+
+fn step(path: &Path, rules: Value) -> ConfigStep {
+    with(json!({ "path": path, "rules": rules }))
+}
+
+fn with(config: Value) -> ConfigStep {
+    ConfigStep::new(serde_json::from_value::<ConfigConfig>(config).unwrap()).unwrap()
+}
+
+fn file(directory: &Path, name: &str, text: &str) -> PathBuf {
+    let path = directory.join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    path
+}
+
+async fn prepared(step: &ConfigStep, test: &TestContext) -> Prepared<FileUndo, ConfigOutput> {
+    step.prepare(&test.forward()).await.unwrap()
+}
+
+/// Migrates a text; everything that must hold of any migration is asked on the way.
+async fn migrate(name: &str, text: &str, rules: &Value) -> Result<String, String> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = file(directory.path(), name, text);
+    let before = fs::metadata(&path).unwrap();
+    let step = step(&path, rules.clone());
+    let test = TestContext::new("config");
+    let (undo, changes) = match step.prepare(&test.forward()).await {
+        Ok(Prepared::Change { undo, changes }) => (undo, changes),
+        Ok(_) => return Ok(text.to_owned()),
+        Err(error) => {
+            assert!(error.hint().is_some(), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            return Err(error.to_string());
+        }
+    };
+    assert!(changes[0].diff.is_some());
+    for _ in 0..2 {
+        step.apply(&test.forward(), &undo).await.unwrap();
+    }
+    let migrated = fs::read_to_string(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode(), before.mode());
+    for _ in 0..2 {
+        step.rollback(&test.back(), &undo, None).await.unwrap();
+        let after = fs::metadata(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        assert_eq!(
+            (after.mode(), after.mtime(), after.mtime_nsec()),
+            (before.mode(), before.mtime(), before.mtime_nsec())
+        );
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+    Ok(migrated)
+}
+
+const JSON: &str = r#"{
+  // the service
+  "server": {
+    "listen": "0.0.0.0:80", // where
+    "workers": "4"
+  },
+  "models": [
+    { "name": "a" },
+    { "name": "b", "timeout": 9 } // slow
+  ],
+  /* gone soon */
+  "old": true,
+  "last": 1.5
+}
+"#;
+
+const YAML: &str = "# the service
+server:
+  listen: 0.0.0.0:80 # where
+  workers: \"4\"
+
+models:
+  - name: a
+  # slow
+  - name: b
+    timeout: 9
+old: true # gone soon
+last: 1.5
+";
+
+const TOML: &str = "# the service
+old = true # gone soon
+last = 1.5
+
+[server] # section
+listen = \"0.0.0.0:80\" # where
+workers = \"4\"
+
+# first
+[[models]]
+name = \"a\"
+
+# slow
+[[models]]
+name = \"b\"
+timeout = 9
+";
+
+const ENV: &str = "# the service
+LISTEN=0.0.0.0:80 # where
+export WORKERS='4'
+
+OLD=true
+LAST=\"1.5\"
+";
+
+/// Each rule in each format; what is not named in `expected` stays byte for byte.
+#[tokio::test]
+async fn every_rule_in_every_format() {
+    let rules = [
+        json!({ "set": { "path": "server.workers", "value": 8 } }),
+        json!({ "set": { "path": "server.tls.port", "value": 443 } }),
+        json!({ "default": { "path": "models[*].timeout", "value": 30 } }),
+        json!({ "rename": { "path": "server.listen", "to": "address" } }),
+        json!({ "move": { "from": "last", "to": "server.ratio" } }),
+        json!({ "remove": { "path": "old" } }),
+        json!({ "retype": { "path": "server.workers", "to": "integer" } }),
+        json!({ "set": { "path": "models[1].name", "value": "c" } }),
+        json!({ "remove": { "path": "models[0]" } }),
+        json!({ "set": { "path": "old", "value": ["x", "y: z"] } }),
+        json!({ "remove": { "path": "models[*].name" } }),
+    ];
+    let mut report = String::new();
+    for (name, text) in [("c.json", JSON), ("c.yaml", YAML), ("c.toml", TOML)] {
+        for rule in &rules {
+            let migrated = migrate(name, text, &json!([rule])).await;
+            report.push_str(&difference(name, rule, text, migrated));
+        }
+        let everything = json!([rules[0], rules[1], rules[2], rules[3], rules[4], rules[5], rules[7]]);
+        report.push_str(&difference(name, &json!("all of them"), text, migrate(name, text, &everything).await));
+    }
+    for rule in [
+        json!({ "set": { "path": "WORKERS", "value": 8 } }),
+        json!({ "set": { "path": "NEW", "value": "it's $new" } }),
+        json!({ "default": { "path": "LISTEN", "value": "x" } }),
+        json!({ "rename": { "path": "WORKERS", "to": "SERVER_WORKERS" } }),
+        json!({ "move": { "from": "LAST", "to": "RATIO" } }),
+        json!({ "remove": { "path": "OLD" } }),
+        json!({ "retype": { "path": "OLD", "to": "boolean" } }),
+        json!({ "set": { "path": "OLD", "value": [1] } }),
+    ] {
+        report.push_str(&difference(".env", &rule, ENV, migrate(".env", ENV, &json!([rule])).await));
+    }
+    golden("host.config.rules.txt", &report);
+}
+
+fn difference(name: &str, rule: &Value, text: &str, migrated: Result<String, String>) -> String {
+    let mut report = format!("## {name}: {rule}\n");
+    match migrated {
+        Err(error) => report.push_str(&format!("error: {}\n", error.split_once(", ").unwrap_or(("", &error)).1)),
+        Ok(migrated) => {
+            let diff = similar::TextDiff::from_lines(text, &migrated);
+            for change in diff.iter_all_changes().filter(|change| change.tag() != similar::ChangeTag::Equal) {
+                report.push_str(&format!("{}{}", change.tag(), change.value()));
+            }
+        }
+    }
+    report.push('\n');
+    report
+}
+
+/// Compares with a golden file; `UPDATE_GOLDEN=1` writes it.
+fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap_or_default(), text, "differs from {}", path.display());
+}
+
+#[tokio::test]
+async fn what_is_satisfied_is_unchanged() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = file(directory.path(), "c.yaml", YAML);
+    let rules = json!([
+        { "set": { "path": "old", "value": true } },
+        { "default": { "path": "server.listen", "value": "x" } },
+        { "rename": { "path": "server.host", "to": "listen" } },
+        { "move": { "from": "nowhere", "to": "server.listen" } },
+        { "remove": { "path": "nothing.here" } },
+        { "retype": { "path": "server.workers", "to": "string" } },
+        { "default": { "path": "absent[*].x", "value": 1 } }
+    ]);
+    let answer = prepared(&step(&path, rules), &TestContext::new("config")).await;
+    assert!(matches!(answer, Prepared::Unchanged { .. }), "{answer:?}");
+}
+
+#[tokio::test]
+async fn rules_that_cannot_be_meant_are_errors() {
+    for (text, rule, says) in [
+        (YAML, json!({ "set": { "path": "models[7].name", "value": 1 } }), "none at index 7"),
+        (YAML, json!({ "set": { "path": "old.deep", "value": 1 } }), "a boolean stands on the way"),
+        (YAML, json!({ "rename": { "path": "old", "to": "last" } }), "both it and last are there"),
+        (YAML, json!({ "move": { "from": "old", "to": "last" } }), "both it and last are there"),
+        (YAML, json!({ "retype": { "path": "server.listen", "to": "integer" } }), "does not read as an integer"),
+        (YAML, json!({ "retype": { "path": "server", "to": "integer" } }), "cannot be turned"),
+        ("a: &x 1\nb: *x\n", json!({ "set": { "path": "a", "value": 2 } }), "cannot be made in place"),
+        ("a: &x {k: 1}\nb: *x\n", json!({ "set": { "path": "b.k", "value": 2 } }), "cannot be made in place"),
+    ] {
+        let error = migrate("c.yaml", text, &json!([rule])).await.unwrap_err();
+        assert!(error.contains(says), "{rule}: {error}");
+    }
+    for (name, text, says) in [
+        ("c.json", "{\n  \"a\": hunter2\n}", "line 2, column 8"),
+        ("c.json", "{ \"a\": 1, \"a\": 2 }", "line 1"),
+        ("c.yaml", "a: 1\nb: [hunter2\n", "line"),
+        ("c.toml", "a = 1\nb = hunter2\n", "line 2, column 5"),
+        (".env", "A=1\nhunter2\n", "line 2"),
+        (".env", "A='hunter2\n", "line 1"),
+    ] {
+        let error = migrate(name, text, &json!([{ "remove": { "path": "a" } }])).await.unwrap_err();
+        assert!(error.contains(says) && error.contains(name) && !error.contains("hunter2"), "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn yaml_of_every_style() {
+    for (text, rule, expected) in [
+        ("a: |\n  x\n  y\nb: 1\n", json!({ "set": { "path": "a", "value": "z" } }), "a: z\nb: 1\n"),
+        ("a: |\n  x\n  y\nb: 1\n", json!({ "remove": { "path": "a" } }), "b: 1\n"),
+        ("a: >\n  x\n  y\nb: 1\n", json!({ "rename": { "path": "a", "to": "c" } }), "c: >\n  x\n  y\nb: 1\n"),
+        ("a: &x 1\nb: *x\nc: 2\n", json!({ "set": { "path": "c", "value": 3 } }), "a: &x 1\nb: *x\nc: 3\n"),
+        ("server:\n", json!({ "set": { "path": "server.port", "value": 1 } }), "server:\n  port: 1\n"),
+        ("", json!({ "set": { "path": "a.b", "value": "yes" } }), "a:\n  b: \"yes\"\n"),
+        ("# only\n", json!({ "set": { "path": "a", "value": 1 } }), "# only\na: 1\n"),
+        ("a: {b: 1, c: 2}\n", json!({ "remove": { "path": "a.c" } }), "a: {b: 1}\n"),
+        ("a: {b: 1, c: 2}\n", json!({ "remove": { "path": "a.b" } }), "a: {c: 2}\n"),
+        ("a: {b: 1}\n", json!({ "set": { "path": "a.c", "value": 2 } }), "a: {b: 1, c: 2}\n"),
+        ("a: [1, 2, 3]\n", json!({ "remove": { "path": "a[1]" } }), "a: [1, 3]\n"),
+        ("a:\n  b: 1\n", json!({ "remove": { "path": "a.b" } }), "a: {}\n"),
+        ("- a: 1\n  b: 2\n", json!({ "remove": { "path": "[0].a" } }), "- b: 2\n"),
+        ("a: 1\r\nb: 2\r\n", json!({ "set": { "path": "c", "value": 3 } }), "a: 1\r\nb: 2\r\nc: 3\r\n"),
+        ("\"a.b\": 1\n", json!({ "set": { "path": "\"a.b\"", "value": 2 } }), "\"a.b\": 2\n"),
+        (
+            "a: 1",
+            json!({ "set": { "path": "b", "value": {"c": [1, {"d": 2}]} } }),
+            "a: 1\nb:\n  c:\n    - 1\n    - { d: 2 }",
+        ),
+        ("a:\n  b: 1\n", json!({ "set": { "path": "a", "value": 5 } }), "a: 5\n"),
+    ] {
+        let migrated = migrate("c.yaml", text, &json!([rule])).await;
+        assert_eq!(migrated.as_deref(), Ok(expected), "{rule} on {text:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_or_of_another_type_is_named_with_its_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = file(directory.path(), "c.yaml", YAML);
+    let validate = json!({
+        "required": ["models[*].timeout"], "types": { "server.workers": "integer" },
+        "deprecated": ["last", { "path": "old", "message": "use `new`" }]
+    });
+    let rule = json!({ "set": { "path": "server.tls", "value": true } });
+    let error = with(json!({ "path": path, "rules": [rule], "validate": validate }))
+        .prepare(&TestContext::new("config").forward())
+        .await
+        .unwrap_err();
+    assert!(error.message().contains("models[0].timeout: required, and not there (line 8)"), "{error}");
+    assert!(
+        error.message().contains("server.workers: it is a string, and must be of type integer (line 4)"),
+        "{error}"
+    );
+    let rules = json!([
+        { "default": { "path": "models[*].timeout", "value": 30 } },
+        { "retype": { "path": "server.workers", "to": "integer" } }
+    ]);
+    let config = json!({ "path": path, "rules": rules, "validate": validate });
+    let Prepared::Change { changes, .. } = prepared(&with(config.clone()), &TestContext::new("config")).await else {
+        panic!()
+    };
+    let summary = changes[0].summary.clone().unwrap();
+    assert!(summary.contains("warning: old: deprecated: use `new` (line"), "{summary}");
+    assert_eq!(changes[0].diff.as_deref(), Some("~ server.workers: ••• → •••\n+ models[0].timeout: 30\n"));
+    let mut before = config;
+    before["validate_before"] = true.into();
+    assert!(with(before).prepare(&TestContext::new("config").forward()).await.is_err());
+
+    let check = |validate: Value| {
+        ConfigCheck::new(serde_json::from_value(json!({ "path": path, "validate": validate })).unwrap()).unwrap()
+    };
+    let cx = TestContext::new("check").forward();
+    assert_eq!(check(validate).check(&cx).await.unwrap().status, Status::Fail);
+    assert_eq!(check(json!({ "deprecated": ["old"] })).check(&cx).await.unwrap().status, Status::Warn);
+    assert_eq!(check(json!({ "required": ["server.listen"] })).check(&cx).await.unwrap().status, Status::Pass);
+    fs::write(&path, "a: [\n").unwrap();
+    assert_eq!(check(json!({ "required": ["a"] })).check(&cx).await.unwrap().status, Status::Fail);
+}
+
+#[tokio::test]
+async fn a_foreign_change_is_a_conflict_and_a_leftover_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = file(directory.path(), "c.toml", TOML);
+    let step = step(&path, json!([{ "remove": { "path": "old" } }]));
+    let test = TestContext::new("config");
+    let Prepared::Change { undo, .. } = prepared(&step, &test).await else { panic!() };
+    let digest = upgrade_core::sealed::sha256_hex(test.forward().marker().as_bytes());
+    let temporary = directory.path().join(format!(".c.toml.upgrade-{}", &digest[..12]));
+    fs::write(&temporary, "half").unwrap();
+    step.apply(&test.forward(), &undo).await.unwrap();
+    let applied = fs::read_to_string(&path).unwrap();
+    fs::write(&temporary, "half").unwrap();
+    step.rollback(&test.back(), &undo, None).await.unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), TOML);
+    assert!(!temporary.exists());
+    fs::write(&path, "theirs = 1\n").unwrap();
+    assert!(step.apply(&test.forward(), &undo).await.unwrap_err().as_conflict().is_some());
+    assert!(step.rollback(&test.back(), &undo, None).await.unwrap_err().as_conflict().is_some());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "theirs = 1\n");
+    let overwrite = test.on_conflict(OnConflict::Overwrite);
+    step.apply(&overwrite.forward(), &undo).await.unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), applied);
+    fs::write(&path, "theirs = 1\n").unwrap();
+    step.rollback(&overwrite.back(), &undo, None).await.unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), TOML);
+}
+
+const CANARY: &str = "canary-5ecret-v4lue";
+
+#[tokio::test]
+async fn a_secret_in_an_old_env_file_is_shown_nowhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let secret = file(directory.path(), "secret", &format!("{CANARY}-new\n"));
+    let text = format!("DB_PASSWORD={CANARY}\nTOKEN='{CANARY}'\nDROP={CANARY}\nCOUNT={CANARY}\nPORT=1\n");
+    let path = file(directory.path(), ".env", &text);
+    let step = step(
+        &path,
+        json!([
+            { "rename": { "path": "DB_PASSWORD", "to": "DATABASE_PASSWORD" } },
+            { "move": { "from": "TOKEN", "to": "API_TOKEN" } },
+            { "remove": { "path": "DROP" } },
+            { "set": { "path": "KEY", "value": { "file": secret } } },
+            { "set": { "path": "PORT", "value": 2 } }
+        ]),
+    );
+    let test = TestContext::new("config");
+    let Prepared::Change { undo, changes } = prepared(&step, &test).await else { panic!() };
+    let output = step.apply(&test.forward(), &undo).await.unwrap();
+    assert_eq!(
+        fs::read_to_string(&path).unwrap(),
+        format!("DATABASE_PASSWORD={CANARY}\nCOUNT={CANARY}\nPORT=2\nAPI_TOKEN={CANARY}\nKEY={CANARY}-new\n")
+    );
+    let diff = changes[0].diff.clone().unwrap();
+    assert_eq!(
+        diff,
+        "- DROP: •••\n~ PORT: ••• → \"2\"\n~ DATABASE_PASSWORD: ••• (was DB_PASSWORD)\n~ API_TOKEN: ••• (was TOKEN)\n+ KEY: •••\n"
+    );
+    step.rollback(&test.back(), &undo, Some(&output)).await.unwrap();
+    let typed = with(json!({ "path": path, "validate": { "types": { "COUNT": "integer" } } }));
+    let invalid = typed.prepare(&test.forward()).await.unwrap_err();
+    let retype = with(json!({ "path": path, "rules": [{ "retype": { "path": "COUNT", "to": "integer" } }] }));
+    let wrong = retype.prepare(&test.forward()).await.unwrap_err();
+    fs::write(&path, format!("{CANARY}\n")).unwrap();
+    let conflict = step.apply(&test.forward(), &undo).await.unwrap_err();
+    let malformed = step.prepare(&test.forward()).await.unwrap_err();
+    let seen = format!(
+        "{undo:?} {changes:?} {output:?} {conflict:?} {malformed:?} {invalid:?} {wrong:?} {step:?} {} {} {} {}",
+        serde_json::to_string(&undo).unwrap(),
+        serde_json::to_string(&changes).unwrap(),
+        serde_json::to_string(&output).unwrap(),
+        step.definition()
+    );
+    assert!(!seen.contains(CANARY), "{seen}");
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_when_it_is_read() {
+    let mut registry = Registry::new();
+    upgrade_host::register(&mut registry);
+    let cx = BuildContext::new("/srv");
+    let rules = |rule: Value| json!({ "path": "c.yaml", "rules": [rule] });
+    for with in [
+        json!({ "path": "c.yaml" }),
+        json!({ "path": "c.conf", "rules": [{ "remove": { "path": "a" } }] }),
+        json!({ "path": ".env", "rules": [{ "set": { "path": "a.b", "value": 1 } }] }),
+        json!({ "path": "c.yaml", "validate": { "types": { "a..b": "string" } } }),
+        rules(json!({ "remove": { "path": "" } })),
+        rules(json!({ "remove": { "path": "a", "extra": 1 } })),
+        rules(json!({ "rename": { "path": "a[0]", "to": "b" } })),
+        rules(json!({ "rename": { "path": "a", "to": "" } })),
+        rules(json!({ "move": { "from": "a[*]", "to": "b" } })),
+        rules(json!({ "retype": { "path": "a", "to": "date" } })),
+    ] {
+        assert!(registry.make_step("host.config", with.clone(), &cx).is_err(), "{with}");
+    }
+    assert!(registry.make_step("host.config", rules(json!({ "remove": { "path": "a" } })), &cx).is_ok());
+    assert!(registry.make_check("host.config", json!({ "path": "c.yaml" }), &cx).is_ok());
+}
+
+#[tokio::test]
+async fn a_plan_does_not_fail_because_the_file_is_not_there_yet() {
+    let step = step(Path::new("/no/such/c.yaml"), json!([{ "remove": { "path": "a" } }]));
+    assert!(step.prepare(&TestContext::new("config").dry_run().forward()).await.is_ok());
+    assert!(step.prepare(&TestContext::new("config").forward()).await.is_err());
+}
+
+/// Records of format 1 in the journals of users: they must be read for ever.
+#[test]
+fn undo_records_of_format_1_are_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/host.config.undo.v1.json");
+    let golden: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let undo = ConfigStep::read_undo(1, golden.clone()).unwrap();
+    assert_eq!(serde_json::to_value(undo).unwrap(), golden);
+}
+
+mod random {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key() -> impl Strategy<Value = String> {
+        prop_oneof![6 => "[a-d]", 1 => "[a-c]\\.[a-b]", 1 => Just("yes".to_owned()), 1 => "[a-z \"'#:-]{1,4}"]
+    }
+
+    fn scalar() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            (-5_i64..5000).prop_map(Value::from),
+            (-8_i32..8).prop_map(|n| Value::from(f64::from(n) + 0.5)),
+            "[ -~é]{0,8}".prop_map(Value::from),
+            prop_oneof!["true", "12", "- x", "a: b", "# c", "", "null", "1e3", "x\ny"].prop_map(Value::from),
+        ]
+    }
+
+    fn document() -> impl Strategy<Value = Value> {
+        let value = scalar().prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(key(), inner, 0..4).prop_map(|map| Value::from_iter(map)),
+            ]
+        });
+        prop::collection::btree_map(key(), value, 0..5).prop_map(|map| Value::from_iter(map))
+    }
+
+    fn path() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            4 => key().prop_map(|key| format!(".{}", Value::from(key))),
+            1 => (0_usize..3).prop_map(|at| format!("[{at}]")),
+            1 => Just("[*]".to_owned())
+        ];
+        (key(), prop::collection::vec(part, 0..3))
+            .prop_map(|(key, parts)| format!("{}{}", Value::from(key), parts.concat()))
+    }
+
+    fn rule() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            (path(), document()).prop_map(|(path, value)| json!({ "set": { "path": path, "value": value } })),
+            (path(), scalar()).prop_map(|(path, value)| json!({ "set": { "path": path, "value": value } })),
+            (path(), scalar()).prop_map(|(path, value)| json!({ "default": { "path": path, "value": value } })),
+            (path(), key()).prop_map(|(path, to)| json!({ "rename": { "path": path, "to": to } })),
+            (path(), path()).prop_map(|(from, to)| json!({ "move": { "from": from, "to": to } })),
+            path().prop_map(|path| json!({ "remove": { "path": path } })),
+            (path(), prop_oneof!["integer", "float", "boolean", "string"])
+                .prop_map(|(path, to)| json!({ "retype": { "path": path, "to": to } })),
+        ]
+    }
+
+    /// Writes a document with comments between its lines, where the format has them.
+    fn written(format: &str, document: &Value) -> Option<String> {
+        Some(match format {
+            "c.json" => serde_json::to_string_pretty(document).unwrap().replace("{\n", "{ // note\n"),
+            "c.yaml" => format!("# note\n{}# end\n", yaml_serde::to_string(document).ok()?),
+            "c.toml" => {
+                let mut text = String::from("# note\n");
+                for (key, value) in document.as_object()? {
+                    text.push_str(&format!("{} = {} # of it\n", Value::from(key.as_str()), inline(value)));
+                }
+                text
+            }
+            _ => {
+                let mut text = String::from("# note\n");
+                for (key, value) in document.as_object()? {
+                    if key.chars().all(|c| c.is_ascii_alphanumeric()) && !value.is_object() && !value.is_array() {
+                        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                        if value.chars().all(|c| c.is_ascii_alphanumeric()) {
+                            text.push_str(&format!("{key}={value} # of it\n"));
+                        }
+                    }
+                }
+                text
+            }
+        })
+    }
+
+    fn inline(value: &Value) -> String {
+        match value {
+            Value::Array(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),
+            Value::Object(map) => {
+                let entries =
+                    map.iter().map(|(key, value)| format!("{} = {}", Value::from(key.as_str()), inline(value)));
+                format!("{{ {} }}", entries.collect::<Vec<_>>().join(", "))
+            }
+            other => other.to_string(),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// That the edited text means what the rules make of the plain data is asked by the step
+        /// itself, edit by edit. Here: it never panics, never half-writes, comes back byte for
+        /// byte, and an editor gives up only seldom.
+        #[test]
+        fn rules_on_documents(document in document(), rules in prop::collection::vec(rule(), 1..4)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            for format in ["c.json", "c.yaml", "c.toml", ".env"] {
+                let Some(text) = written(format, &document) else { continue };
+                let parses = |rule: &Value| serde_json::from_value::<upgrade_host::config::Rule>(rule.clone()).is_ok();
+                let usable: Vec<_> = rules.iter().filter(|rule| parses(rule)).cloned().collect();
+                let config = json!({ "path": format, "rules": usable });
+                if ConfigStep::new(serde_json::from_value(config).unwrap()).is_err() {
+                    continue;
+                }
+                let migrated = runtime.block_on(migrate(format, &text, &Value::from(usable)));
+                if let Ok(migrated) = &migrated
+                    && format != "c.json"
+                {
+                    prop_assert!(migrated.contains("# note"), "a comment is lost: {migrated}");
+                }
+                if let Err(error) = &migrated
+                    && std::env::var_os("SHOW_REFUSED").is_some()
+                    && error.contains("in place")
+                {
+                    eprintln!("REFUSED {format}: {error}\n{text}\n{rules:?}");
+                }
+            }
+        }
+    }
+}
