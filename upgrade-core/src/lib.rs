@@ -15,6 +15,8 @@ pub mod sealed;
 pub mod secret;
 pub mod step;
 pub mod target;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod transition;
 pub mod units;
 pub mod verdict;

@@ -1,0 +1,5 @@
+//! Tries steps and checks without a run around them.
+
+pub mod context;
+
+pub use context::TestContext;
