@@ -398,6 +398,8 @@ fn essence(tree: &Manifest, roots: &[RawPath]) -> Manifest {
     let entries = tree.entries.iter().filter(below).cloned().map(|entry| Entry {
         mtime: entry.mtime.map(|(seconds, _)| (seconds.max(0), 0)),
         mode: if entry.kind == Kind::Symlink { 0o777 } else { entry.mode },
+        // The tar writer spells `a//b` as `a/b`; the manifest keeps the link's own text.
+        target: entry.target.map(|target| RawPath::of(&target.as_path().components().collect::<PathBuf>())),
         ..entry
     });
     Manifest::new(entries.collect())

@@ -1,9 +1,11 @@
 //! The kinds of steps, one module each.
 
+pub mod backup;
 pub mod release;
 
 use upgrade_core::registry::Registry;
 
 pub(crate) fn register(registry: &mut Registry) {
+    backup::register(registry);
     release::register(registry);
 }
