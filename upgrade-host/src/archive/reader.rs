@@ -46,7 +46,6 @@ impl Read for Tracked {
 pub(crate) struct Member {
     pub(crate) name: Vec<u8>,
     pub(crate) kind: EntryType,
-    pub(crate) size: u64,
     pub(crate) mode: u32,
     pub(crate) owner: (u32, u32),
     pub(crate) mtime: i64,
@@ -152,7 +151,6 @@ impl Reader {
                     return Ok(Some(Member {
                         name: pax.path.or(long_name.map(trimmed)).unwrap_or_else(|| header.path_bytes().into_owned()),
                         kind,
-                        size: self.content,
                         mode: header.mode().map_err(|e| self.damaged(e))?,
                         owner: (
                             header.uid().unwrap_or(0).try_into().unwrap_or(u32::MAX),
