@@ -1,6 +1,7 @@
 //! Upgrade steps and checks for the machine itself: commands, files, releases, configuration,
 //! services, HTTP.
 
+mod archive;
 pub mod checks;
 pub mod config;
 mod durable;

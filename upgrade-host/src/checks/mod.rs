@@ -2,6 +2,7 @@
 
 use upgrade_core::registry::Registry;
 
+pub mod backup;
 pub mod command;
 pub mod config;
 pub mod cpu;
@@ -23,5 +24,6 @@ pub(crate) fn register(registry: &mut Registry) {
     registry.check("http.get", "Asks a URL once and looks at the reply", http_get::HttpGet::from_config);
     registry.check("http.probe", "Measures errors and latencies at a steady rate", http_probe::HttpProbe::from_config);
     registry.check("tcp.connect", "Connects to a port and reads the answer", tcp_connect::TcpConnect::from_config);
+    backup::register(registry);
     config::register(registry);
 }

@@ -1,0 +1,139 @@
+//! Archives of file trees: read without trust, written with proof.
+//!
+//! An archive is somebody else's input. What it holds is checked entry by entry, before any of it
+//! reaches the disk, and it is unpacked only into a directory of its own.
+
+pub(crate) mod manifest;
+pub(crate) mod name;
+pub(crate) mod pack;
+pub(crate) mod reader;
+pub(crate) mod tree;
+pub(crate) mod unpack;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use upgrade_core::context::Context;
+use upgrade_core::error::StepError;
+
+/// Bounds what an archive may become.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// The most bytes that it may unpack to, headers included.
+    pub(crate) unpacked: u64,
+    /// The most entries.
+    pub(crate) entries: usize,
+    /// How many times its packed size it may unpack to, past the first [`Limits::RATIO_FREE`].
+    pub(crate) ratio: u64,
+}
+
+impl Limits {
+    /// What a small archive may unpack to whatever its ratio: a page of zeros is no bomb.
+    pub(crate) const RATIO_FREE: u64 = 64 << 20;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { unpacked: 10 << 30, entries: 1_000_000, ratio: 250 }
+    }
+}
+
+/// Says why an archive was not read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ArchiveError {
+    #[error("{}: entry `{entry}` is refused: {reason}", archive.display())]
+    Refused { archive: PathBuf, entry: String, reason: String },
+    #[error("{} is refused: {reason}", archive.display())]
+    Unfit { archive: PathBuf, reason: String },
+    #[error("{} is damaged", archive.display())]
+    Damaged { archive: PathBuf, source: io::Error },
+    #[error("{} kept changing while it was read", path.display())]
+    Changing { path: PathBuf },
+    #[error("cannot {action} {}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl ArchiveError {
+    pub(crate) fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| Self::Io { action, path: path.to_path_buf(), source }
+    }
+}
+
+impl From<ArchiveError> for StepError {
+    fn from(error: ArchiveError) -> Self {
+        let (class, hint) = match &error {
+            ArchiveError::Refused { .. } | ArchiveError::Unfit { .. } => (
+                StepError::permanent as fn(String) -> StepError,
+                "nothing was unpacked; have the archive built again without it",
+            ),
+            ArchiveError::Damaged { .. } => {
+                (StepError::permanent as _, "fetch or build the archive again and compare its digest")
+            }
+            ArchiveError::Changing { .. } => {
+                (StepError::transient as _, "stop what writes to it before this step, or list it under `exclude`")
+            }
+            ArchiveError::Cancelled => (StepError::transient as _, "it was asked to stop; resume or roll back"),
+            ArchiveError::Io { source, .. } => return from_io(&error, source),
+        };
+        class(error.to_string()).with_hint(hint).with_causes_of(&error)
+    }
+}
+
+/// Adds the sources of an error without repeating the error itself.
+trait WithCausesOf {
+    fn with_causes_of(self, error: &dyn std::error::Error) -> Self;
+}
+
+impl WithCausesOf for StepError {
+    fn with_causes_of(self, error: &dyn std::error::Error) -> Self {
+        match error.source() {
+            Some(source) => self.with_cause(source),
+            None => self,
+        }
+    }
+}
+
+fn from_io(error: &ArchiveError, source: &io::Error) -> StepError {
+    use io::ErrorKind as Kind;
+    let (permanent, hint) = match source.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => (true, "free some space on that file system and try again"),
+        Kind::PermissionDenied => (true, "run as a user who may do this, or correct the permissions"),
+        Kind::NotFound => (true, "check the path"),
+        Kind::ReadOnlyFilesystem => (true, "mount the file system for writing"),
+        Kind::AlreadyExists | Kind::NotADirectory | Kind::IsADirectory => {
+            (true, "look at what is there and move it away")
+        }
+        _ => (false, "try again; if it persists, look at the file system and the kernel's log"),
+    };
+    let class = if permanent { StepError::permanent } else { StepError::transient };
+    class(error.to_string()).with_hint(hint).with_cause(source)
+}
+
+/// Reports progress and ends the work when the call is cancelled.
+pub(crate) fn watch(cx: &Context, done: u64, total: u64, message: &str) -> Result<(), ArchiveError> {
+    if cx.cancelled().is_cancelled() {
+        return Err(ArchiveError::Cancelled);
+    }
+    cx.progress(done, total, message);
+    Ok(())
+}
+
+/// Does blocking file work off the runtime's threads and waits for its end, so that nothing runs on
+/// behind the step's back.
+///
+/// # Errors
+/// What the work says; a panic in it is of class *unknown*.
+pub(crate) async fn blocking<T, F>(work: F) -> Result<T, StepError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, StepError> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(StepError::unknown("the file work ended abnormally")
+            .with_cause(&error)
+            .with_hint("this is a defect of the program: report it, then resume"))
+    })
+}
