@@ -52,9 +52,8 @@ impl Cpu {
 #[async_trait]
 impl Check for Cpu {
     async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
-        let mut system = System::new().map_err(|error| {
-            CheckError::permanent("this system's processors cannot be measured").with_cause(&error)
-        })?;
+        let mut system = System::new()
+            .map_err(|error| CheckError::permanent("this system's processors cannot be measured").with_cause(&error))?;
         system.refresh_cpu_usage();
         tokio::select! {
             () = cx.cancelled().cancelled() => return Err(CheckError::unknown("the check was cancelled")),
