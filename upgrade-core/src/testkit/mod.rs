@@ -7,8 +7,10 @@ mod mutation;
 mod order;
 pub mod sweep;
 pub mod toy;
+mod tree;
 
 pub use context::TestContext;
 pub use mutation::Mutation;
 pub use order::order_violations;
 pub use sweep::{Scenario, Sweep, SweepFailure, SweepReport};
+pub use tree::tree;
