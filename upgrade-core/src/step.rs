@@ -31,7 +31,7 @@ use crate::target::Target;
 ///   third state with [`StepError::conflict`], unless [`Context::on_conflict`] says otherwise.
 /// - `apply` called again with the same undo record converges: after all, part or nothing of it.
 /// - Undo record, output and checkpoints hold no secret: tokens (digests, versions, ids) and
-///   references. What must be kept whole goes to [`Context::sealed`].
+///   references. What must be kept whole goes to [`Context::seal`].
 /// - Every call watches [`Context::cancelled`] and returns soon after it is signalled.
 ///
 /// # Caveats

@@ -18,7 +18,8 @@ pub struct UnitError {
 fn split_number(text: &str) -> Option<(f64, &str)> {
     let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let number: f64 = text[..end].parse().ok()?;
-    Some((number, text[end..].trim_start()))
+    // Digits enough make an infinity, which is no quantity and could not be read again.
+    number.is_finite().then(|| (number, text[end..].trim_start()))
 }
 
 /// Holds a length of time, written `250ms`, `5s`, `10m`, `2h`, `1d` or joined: `1h30m`.
@@ -291,5 +292,6 @@ mod tests {
         assert_eq!(serde_json::from_str::<Share>("\"20%\"").unwrap(), Share(0.2));
         assert_eq!(serde_json::from_str::<Share>("0.2").unwrap(), Share(0.2));
         assert!("20 apples".parse::<Share>().is_err());
+        assert!("9".repeat(400).parse::<Share>().is_err(), "an infinity is no share");
     }
 }
