@@ -58,11 +58,14 @@ impl Scenario for Case {
         let mut registry = Registry::new();
         upgrade_host::register(&mut registry);
         let name = world.0.path().join("pipeline.yaml");
-        parse(self.pipeline, &name, world.0.path(), &LoadOptions::default(), &registry).unwrap_or_else(|e| panic!("{e}"))
+        parse(self.pipeline, &name, world.0.path(), &LoadOptions::default(), &registry)
+            .unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn observe(&self, world: &World) -> String {
-        format!("{}{}", tree(&world.0.path().join("site")), (self.observe)(world.0.path()))
+        let text = format!("{}{}", tree(&world.0.path().join("site")), (self.observe)(world.0.path()));
+        // Each world has a directory of its own; its name is all that two of them may differ in.
+        text.replace(world.0.path().file_name().unwrap().to_str().unwrap(), "WORLD")
     }
 
     fn interfere(&self, world: &World, step: &StepId) -> bool {
@@ -144,7 +147,7 @@ steps:
 
 #[test]
 fn files_are_all_old_or_all_new() {
-    sweep(&FILES, 200);
+    sweep(&FILES, 150);
 }
 
 #[test]
@@ -182,7 +185,7 @@ steps:
 "#,
         )
     };
-    sweep(&case, 200);
+    sweep(&case, 130);
 }
 
 #[test]
@@ -265,7 +268,10 @@ fn a_service_runs_as_it_did_and_a_command_leaves_nothing_behind() {
         ..Case::new(
             |root| {
                 fs::create_dir(root.join("run")).unwrap();
-                write(&root.join("start"), "kill -0 $(cat run/pid) 2>/dev/null && exit 0; setsid sleep 600 >/dev/null 2>&1 & echo $! > run/pid\n");
+                write(
+                    &root.join("start"),
+                    "kill -0 $(cat run/pid) 2>/dev/null && exit 0; setsid sleep 600 >/dev/null 2>&1 & echo $! > run/pid\n",
+                );
                 write(&root.join("stop"), "kill $(cat run/pid) 2>/dev/null; rm -f run/pid\n");
                 write(&root.join("status"), "kill -0 $(cat run/pid) 2>/dev/null\n");
                 let started = Command::new("sh").arg("start").current_dir(root).status().unwrap();
