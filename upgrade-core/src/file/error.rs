@@ -191,10 +191,11 @@ impl FileError {
     }
 
     /// Collects mistakes in the order of their lines; `None` if there is none.
-    pub(super) fn collect(path: &Path, source: &str, mut mistakes: Vec<Mistake>) -> Option<Self> {
+    pub(super) fn collect(path: &Path, source: &str, mistakes: &[Mistake]) -> Option<Self> {
+        let mut mistakes: Vec<&Mistake> = mistakes.iter().collect();
         mistakes.sort_by_key(|mistake| mistake.place.start);
         mistakes.dedup();
-        let mut located = mistakes.iter().map(|mistake| FileMistake::locate(mistake, source));
+        let mut located = mistakes.into_iter().map(|mistake| FileMistake::locate(mistake, source));
         let first = Box::new(located.next()?);
         Some(Self { path: path.to_path_buf(), first, others: located.collect() })
     }

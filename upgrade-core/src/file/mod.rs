@@ -108,13 +108,13 @@ pub fn parse(
     }
     let document = variables.replace(&document);
     let values = variables.values();
-    let collect = |mistakes| FileError::collect(name, text, mistakes);
-    if let Some(error) = collect(variables.mistakes) {
+    let collect = |mistakes: &[Mistake]| FileError::collect(name, text, mistakes);
+    if let Some(error) = collect(&variables.mistakes) {
         return Err(error);
     }
     let mut reader = Reader { registry, cx: BuildContext::new(base_dir), mistakes: Vec::new() };
     let pipeline = assemble::assemble(&mut reader, &document);
-    match (pipeline, collect(reader.mistakes)) {
+    match (pipeline, collect(&reader.mistakes)) {
         (Some(mut pipeline), None) => {
             pipeline.source = Source {
                 document: document.canonical(),
