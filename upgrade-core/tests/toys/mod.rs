@@ -60,6 +60,13 @@ struct Rule {
     mode: u32,
 }
 
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FilesConfig {
+    paths: Vec<String>,
+    to: String,
+}
+
 struct Toy<C>(C);
 
 macro_rules! toy {
@@ -92,6 +99,7 @@ macro_rules! toy {
 toy!(BackupConfig, "db.backup");
 toy!(MigrateConfig, "db.migrate");
 toy!(ReleaseConfig, "host.release");
+toy!(FilesConfig, "host.backup");
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -170,6 +178,7 @@ pub fn registry() -> Registry {
             }
             Ok(AnyStep::reversible(Toy(config)))
         })
+        .step("host.backup", "Backs files up.", |config: FilesConfig, _| Ok(AnyStep::reversible(Toy(config))))
         .check("host.disk", "Asks for free space.", |config: Disk, _| Ok(Ask("host.disk", json!(config))))
         .check("http.get", "Asks a server once.", |config: Get, _| Ok(Ask("http.get", json!(config))))
         .check("http.probe", "Asks a server often.", |config: Probe, _| Ok(Ask("http.probe", json!(config))));
