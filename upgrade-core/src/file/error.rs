@@ -188,7 +188,7 @@ impl Paint {
 }
 
 impl FileError {
-    pub(super) fn one(path: &Path, source: &str, mistake: Mistake) -> Self {
+    pub(super) fn one(path: &Path, source: &str, mistake: &Mistake) -> Self {
         Self {
             path: path.to_path_buf(),
             first: Box::new(FileMistake::locate(&mistake, source)),

@@ -53,7 +53,7 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Result<P
     let unreadable = |error: &dyn std::fmt::Display| {
         let mistake = Mistake::new(format!("{} cannot be read: {error}", path.display()), 0..0)
             .with_help("check the name, and that the account may read it");
-        FileError::one(path, "", mistake)
+        FileError::one(path, "", &mistake)
     };
     let text = read_bounded(path).map_err(|error| unreadable(&error))?;
     let path_from_root = std::path::absolute(path).map_err(|error| unreadable(&error))?;
@@ -82,7 +82,7 @@ pub fn parse(
     options: &LoadOptions,
     registry: &Registry,
 ) -> Result<Pipeline, FileError> {
-    let one = |mistake| FileError::one(name, text, mistake);
+    let one = |mistake| FileError::one(name, text, &mistake);
     let mut document = node::read(text).map_err(one)?;
     match document.content {
         Content::Mapping(_) => {}
@@ -140,7 +140,7 @@ pub fn reload(definition: &Definition, registry: &Registry) -> Result<Pipeline, 
     if definition.document.is_null() {
         let mistake = Mistake::new("the pipeline of this run was built in a program, not loaded from a file", 0..0)
             .with_help("resume the run with that program");
-        return Err(FileError::one(name, "", mistake));
+        return Err(FileError::one(name, "", &mistake));
     }
     let text = as_yaml(&definition.document);
     let mut pipeline = parse(&text, name, &definition.base_dir, &LoadOptions::default(), registry)?;
