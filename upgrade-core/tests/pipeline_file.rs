@@ -210,13 +210,32 @@ steps:
 }
 
 #[test]
+fn line_ends_and_marks_of_other_systems_are_taken() {
+    let error = read("\u{feff}upgrade: notes\r\nstps: []\r\n").unwrap_err();
+    assert_eq!((error.message(), error.line(), error.column()), ("unknown key `stps`", Some(2), Some(1)));
+    assert!(error.to_string().contains("2 | stps: []\n  | ^^^^\n"), "{error}");
+    let error = read("\u{feff}upgrad: 1\n").unwrap_err();
+    assert!(error.to_string().contains("\n  | ^^^^^^\n"), "{error}");
+}
+
+#[test]
+fn what_is_no_text_is_said_to_be_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("p.yaml");
+    for (contents, message) in [(vec![0xff; 10], "not a text in UTF-8"), (vec![b'x'; 2 << 20], "larger than 1 MiB")] {
+        fs::write(&path, contents).unwrap();
+        let error = load(&path, &LoadOptions::default(), &toys::registry()).unwrap_err();
+        assert!(error.message().ends_with(message), "{error}");
+    }
+}
+
+#[test]
 fn json_is_read_too() {
     assert_eq!(defined(r#"{ "upgrade": "notes", "to": "1.0.0", "steps": [] }"#).shape["to"], "1.0.0");
 }
 
 #[test]
 fn bombs_are_refused_soon() {
-    let started = std::time::Instant::now();
     let deep = format!("upgrade: {}{}", "[".repeat(100_000), "]".repeat(100_000));
     let blocks: String = (0..5_000).map(|depth| format!("{}a:\n", " ".repeat(depth % 1000))).collect();
     let large = format!("upgrade: {}", "x".repeat(2 << 20));
@@ -243,10 +262,11 @@ fn bombs_are_refused_soon() {
     let checks = format!("upgrade: notes\nchecks:\n{}", "  - { uses: http.gett }\n".repeat(9_000));
     let keys: String = (0..100_000).map(|n| format!("k{n}: 1\n")).collect();
     for bomb in [references, unknown, steps, checks, keys, deep, blocks, large, doubling, lists, chain, dollars] {
+        let started = std::time::Instant::now();
         let error = read(&bomb).unwrap_err();
+        assert!(started.elapsed().as_secs() < 20, "{:?}: {}", started.elapsed(), error.message());
         assert!(error.to_string().len() < 1 << 16, "{}", error.to_string().len());
     }
-    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
 }
 
 #[test]

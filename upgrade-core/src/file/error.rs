@@ -191,7 +191,7 @@ impl FileError {
     pub(super) fn one(path: &Path, source: &str, mistake: &Mistake) -> Self {
         Self {
             path: path.to_path_buf(),
-            first: Box::new(FileMistake::locate(&mistake, source)),
+            first: Box::new(FileMistake::locate(mistake, source)),
             others: Vec::new(),
             more: 0,
         }

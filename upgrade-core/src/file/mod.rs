@@ -60,13 +60,16 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Result<P
     parse(&text, path, path_from_root.parent().unwrap_or(Path::new("/")), options, registry)
 }
 
-/// Reads a file, a little past what a pipeline may be: a device or a pipe has no end.
+/// Reads a file, but not for ever: a device has no end.
 fn read_bounded(path: &Path) -> std::io::Result<String> {
-    use std::io::Read;
+    use std::io::{Error, Read};
 
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(2 * 1024 * 1024).read_to_string(&mut text)?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(node::MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > node::MAX_BYTES {
+        return Err(Error::other("it is larger than 1 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|_| Error::other("it is not a text in UTF-8"))
 }
 
 /// Reads a pipeline from a text; `name` is what messages call it.
@@ -82,6 +85,8 @@ pub fn parse(
     options: &LoadOptions,
     registry: &Registry,
 ) -> Result<Pipeline, FileError> {
+    // Some editors begin a file with a mark that is no part of it.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let one = |mistake| FileError::one(name, text, &mistake);
     let mut document = node::read(text).map_err(one)?;
     match document.content {

@@ -42,7 +42,7 @@ pub(super) struct Key {
 }
 
 /// The parser bounds aliases, depth and nodes; this bounds what it is given.
-const MAX_BYTES: usize = 1024 * 1024;
+pub(super) const MAX_BYTES: usize = 1024 * 1024;
 
 /// Keys are looked up one by one: this keeps a file of nothing but keys from taking minutes.
 const MAX_ENTRIES: usize = 10_000;
