@@ -264,7 +264,7 @@ fn bombs_are_refused_soon() {
     for bomb in [references, unknown, steps, checks, keys, deep, blocks, large, doubling, lists, chain, dollars] {
         let started = std::time::Instant::now();
         let error = read(&bomb).unwrap_err();
-        assert!(started.elapsed().as_secs() < 20, "{:?}: {}", started.elapsed(), error.message());
+        assert!(started.elapsed().as_secs() < 60, "{:?}: {}", started.elapsed(), error.message());
         assert!(error.to_string().len() < 1 << 16, "{}", error.to_string().len());
     }
 }
