@@ -24,7 +24,7 @@ fn read(text: &str) -> Result<Pipeline, FileError> {
 }
 
 fn defined(text: &str) -> Definition {
-    read(text).unwrap_or_else(|error| panic!("{error}")).define().unwrap()
+    read(text).unwrap_or_else(|error| panic!("{error}")).define().expect("no files are named")
 }
 
 fn options(environment: Option<&str>, to: Option<&str>, variables: &[(&str, &str)]) -> LoadOptions {

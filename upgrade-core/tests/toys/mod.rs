@@ -20,7 +20,7 @@ use upgrade_core::verdict::Verdict;
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct BackupConfig {
+struct BackupConfig {
     target: String,
     dir: String,
     prove: Option<Prove>,
@@ -35,7 +35,7 @@ enum Prove {
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct MigrateConfig {
+struct MigrateConfig {
     target: String,
     dir: String,
     #[serde(default)]
@@ -44,7 +44,7 @@ pub struct MigrateConfig {
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ReleaseConfig {
+struct ReleaseConfig {
     root: String,
     archive: String,
     sha256: Option<String>,
@@ -62,7 +62,7 @@ struct Rule {
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct FilesConfig {
+struct FilesConfig {
     paths: Vec<String>,
     to: String,
 }
@@ -148,14 +148,14 @@ struct Database {
 #[async_trait]
 impl Target for Database {
     fn lock(&self) -> LockName {
-        LockName::new("db", self.url.place()).unwrap()
+        LockName::new("db", self.url.place()).expect("a variable is a name")
     }
     async fn identity(&self, _: &Context) -> Result<String, StepError> {
         Ok(String::new())
     }
 }
 
-pub fn registry() -> Registry {
+pub(crate) fn registry() -> Registry {
     let mut registry = Registry::new();
     registry
         .target("db", "A database.", |config: Database, _| Ok(config))
