@@ -117,7 +117,7 @@ impl Reader<'_> {
     }
 
     fn guard_step(&mut self, node: &Node, key: &str, step: &str, steps: &[String]) {
-        if steps.iter().any(|known| known == step) {
+        if self.is_full() || steps.iter().any(|known| known == step) {
             return;
         }
         let place = node.get(key).map_or_else(

@@ -240,4 +240,34 @@ mod tests {
             assert_eq!((node.when.as_ref().unwrap().holds)(&outputs()).ok(), holds, "{when}");
         }
     }
+    #[cfg(feature = "testkit")]
+    #[tokio::test]
+    async fn a_check_is_made_when_it_is_asked() {
+        #[derive(Deserialize, JsonSchema)]
+        struct Says {
+            text: String,
+        }
+
+        #[async_trait]
+        impl Check for Says {
+            async fn check(&self, _: &Context) -> Result<Verdict, CheckError> {
+                Ok(Verdict::pass(&self.text))
+            }
+        }
+
+        let mut registry = Registry::new();
+        registry.step("toy", "Does nothing.", |config: Toy, _| Ok(AnyStep::reversible(config)));
+        registry.check("says", "Says a text.", |config: Says, _| Ok(config));
+        let text = "{ upgrade: toys, steps: [{ id: a, uses: toy }],
+                      verify: [{ uses: says, with: { text: 'at ${steps.a.output.dir}' } }] }";
+        let pipeline =
+            parse(text, Path::new("p"), Path::new("/"), &LoadOptions::default(), &registry).expect("it loads");
+        let check = &pipeline.verify[0].check;
+        assert_eq!((check.kind(), check.definition()), ("says", json!({ "text": "at ${steps.a.output.dir}" })));
+        let context = crate::testkit::TestContext::new("says");
+        let error = check.check(&context.forward()).await.unwrap_err();
+        assert_eq!(error.message(), "step `a` has no output");
+        let context = context.output("a".parse().unwrap(), &json!({ "dir": "/x" }));
+        assert_eq!(check.check(&context.forward()).await.unwrap().message, "at /x");
+    }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::node::Place;
+use super::reader::MAX_MISTAKES;
 
 /// Says one thing that is wrong, before its line is looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,7 @@ pub struct FileError {
     path: PathBuf,
     first: Box<FileMistake>,
     others: Vec<FileMistake>,
+    more: usize,
 }
 
 /// Says one thing that is wrong, and where.
@@ -186,20 +188,27 @@ impl Paint {
 }
 
 impl FileError {
-    pub(super) fn one(path: &Path, source: &str, mistake: Mistake) -> Self {
-        Self { path: path.to_path_buf(), first: Box::new(FileMistake::locate(&mistake, source)), others: Vec::new() }
+    pub(super) fn one(path: &Path, source: &str, mistake: &Mistake) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            first: Box::new(FileMistake::locate(mistake, source)),
+            others: Vec::new(),
+            more: 0,
+        }
     }
 
     /// Collects mistakes in the order of their lines; `None` if there is none.
-    pub(super) fn collect(path: &Path, source: &str, mut mistakes: Vec<Mistake>) -> Option<Self> {
+    pub(super) fn collect(path: &Path, source: &str, mistakes: &[Mistake]) -> Option<Self> {
+        let mut mistakes: Vec<&Mistake> = mistakes.iter().collect();
         mistakes.sort_by_key(|mistake| mistake.place.start);
         mistakes.dedup();
-        let mut located = mistakes.iter().map(|mistake| FileMistake::locate(mistake, source));
+        let more = mistakes.len().saturating_sub(MAX_MISTAKES);
+        let mut located = mistakes.into_iter().take(MAX_MISTAKES).map(|mistake| FileMistake::locate(mistake, source));
         let first = Box::new(located.next()?);
-        Some(Self { path: path.to_path_buf(), first, others: located.collect() })
+        Some(Self { path: path.to_path_buf(), first, others: located.collect(), more })
     }
 
-    /// Returns every mistake, in the order of their lines.
+    /// Returns the mistakes, in the order of their lines.
     pub fn mistakes(&self) -> impl Iterator<Item = &FileMistake> {
         std::iter::once(&*self.first).chain(&self.others)
     }
@@ -232,7 +241,8 @@ impl FileError {
     /// Shows every mistake with its line, in colours if they are asked for.
     pub fn render(&self, color: bool) -> String {
         let shown: Vec<_> = self.mistakes().map(|mistake| mistake.render(&self.path, Paint(color))).collect();
-        shown.join("\n").trim_end().to_owned()
+        let more = if self.more == 0 { String::new() } else { format!("\nand {} more mistakes\n", self.more) };
+        format!("{}{more}", shown.join("\n")).trim_end().to_owned()
     }
 }
 

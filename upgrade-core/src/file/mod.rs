@@ -53,20 +53,23 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Result<P
     let unreadable = |error: &dyn std::fmt::Display| {
         let mistake = Mistake::new(format!("{} cannot be read: {error}", path.display()), 0..0)
             .with_help("check the name, and that the account may read it");
-        FileError::one(path, "", mistake)
+        FileError::one(path, "", &mistake)
     };
     let text = read_bounded(path).map_err(|error| unreadable(&error))?;
     let path_from_root = std::path::absolute(path).map_err(|error| unreadable(&error))?;
     parse(&text, path, path_from_root.parent().unwrap_or(Path::new("/")), options, registry)
 }
 
-/// Reads a file, a little past what a pipeline may be: a device or a pipe has no end.
+/// Reads a file, but not for ever: a device has no end.
 fn read_bounded(path: &Path) -> std::io::Result<String> {
-    use std::io::Read;
+    use std::io::{Error, Read};
 
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(2 * 1024 * 1024).read_to_string(&mut text)?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(node::MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > node::MAX_BYTES {
+        return Err(Error::other("it is larger than 1 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|_| Error::other("it is not a text in UTF-8"))
 }
 
 /// Reads a pipeline from a text; `name` is what messages call it.
@@ -82,7 +85,9 @@ pub fn parse(
     options: &LoadOptions,
     registry: &Registry,
 ) -> Result<Pipeline, FileError> {
-    let one = |mistake| FileError::one(name, text, mistake);
+    // Some editors begin a file with a mark that is no part of it.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let one = |mistake| FileError::one(name, text, &mistake);
     let mut document = node::read(text).map_err(one)?;
     match document.content {
         Content::Mapping(_) => {}
@@ -108,13 +113,13 @@ pub fn parse(
     }
     let document = variables.replace(&document);
     let values = variables.values();
-    let collect = |mistakes| FileError::collect(name, text, mistakes);
-    if let Some(error) = collect(variables.mistakes) {
+    let collect = |mistakes: &[Mistake]| FileError::collect(name, text, mistakes);
+    if let Some(error) = collect(&variables.mistakes) {
         return Err(error);
     }
     let mut reader = Reader { registry, cx: BuildContext::new(base_dir), mistakes: Vec::new() };
     let pipeline = assemble::assemble(&mut reader, &document);
-    match (pipeline, collect(reader.mistakes)) {
+    match (pipeline, collect(&reader.mistakes)) {
         (Some(mut pipeline), None) => {
             pipeline.source = Source {
                 document: document.canonical(),
@@ -140,7 +145,7 @@ pub fn reload(definition: &Definition, registry: &Registry) -> Result<Pipeline, 
     if definition.document.is_null() {
         let mistake = Mistake::new("the pipeline of this run was built in a program, not loaded from a file", 0..0)
             .with_help("resume the run with that program");
-        return Err(FileError::one(name, "", mistake));
+        return Err(FileError::one(name, "", &mistake));
     }
     let text = as_yaml(&definition.document);
     let mut pipeline = parse(&text, name, &definition.base_dir, &LoadOptions::default(), registry)?;

@@ -42,7 +42,10 @@ pub(super) struct Key {
 }
 
 /// The parser bounds aliases, depth and nodes; this bounds what it is given.
-const MAX_BYTES: usize = 1024 * 1024;
+pub(super) const MAX_BYTES: usize = 1024 * 1024;
+
+/// Keys are looked up one by one: this keeps a file of nothing but keys from taking minutes.
+const MAX_ENTRIES: usize = 10_000;
 
 /// Reads a text.
 pub(super) fn read(text: &str) -> Result<Node, Mistake> {
@@ -74,8 +77,8 @@ fn syntax(text: &str, error: &serde_saphyr::Error) -> Mistake {
         return Mistake::new("the file holds more than one document", place)
             .with_help("a file is one pipeline: take out what follows `---`");
     }
-    if said.starts_with("budget breached") || said.starts_with("alias ") {
-        return Mistake::new("the file is too deep or too large, its aliases written out", place)
+    if ["budget breached", "alias ", "recursion limit"].iter().any(|start| said.starts_with(start)) {
+        return Mistake::new("the file is too deep or too large, with its aliases written out", place)
             .with_help("use variables where much is repeated");
     }
     Mistake::new(said, place)
@@ -282,6 +285,13 @@ impl<'de> Deserialize<'de> for Content {
 
 struct ContentVisitor;
 
+fn bounded<E: serde::de::Error>(entries: usize) -> Result<(), E> {
+    if entries > MAX_ENTRIES {
+        return Err(E::custom("a list or a mapping has more than 10000 entries"));
+    }
+    Ok(())
+}
+
 impl<'de> Visitor<'de> for ContentVisitor {
     type Value = Content;
 
@@ -327,6 +337,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
         let mut items = Vec::new();
         while let Some(item) = access.next_element()? {
             items.push(item);
+            bounded(items.len())?;
         }
         Ok(Content::List(items))
     }
@@ -336,6 +347,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
         while let Some(key) = access.next_key::<Spanned<String>>()? {
             let place = bytes(&key);
             entries.push((Key { name: key.value, place }, access.next_value()?));
+            bounded(entries.len())?;
         }
         Ok(Content::Mapping(entries))
     }

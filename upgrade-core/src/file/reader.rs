@@ -15,6 +15,12 @@ use crate::registry::{BuildContext, Kind, MakeError, Registry, from_value};
 /// The adapters of this project, which a program may be built without.
 const ADAPTERS: [&str; 3] = ["postgres", "docker", "k8s"];
 
+/// What is worth showing at once; guessing what was meant takes time.
+pub(super) const MAX_MISTAKES: usize = 50;
+
+/// Ids and what they need are compared with each other.
+const MAX_ITEMS: usize = 2_000;
+
 /// Reads the parts of one file.
 pub(super) struct Reader<'a> {
     pub(super) registry: &'a Registry,
@@ -25,6 +31,11 @@ pub(super) struct Reader<'a> {
 impl Reader<'_> {
     pub(super) fn wrong(&mut self, mistake: Mistake) {
         self.mistakes.push(mistake);
+    }
+
+    /// Tells whether so much is wrong already that nobody would read more.
+    pub(super) fn is_full(&self) -> bool {
+        self.mistakes.len() >= MAX_MISTAKES
     }
 
     /// Reads a mapping; references to outputs may stand only under the keys of `deferrable`.
@@ -58,6 +69,11 @@ impl Reader<'_> {
     /// Returns the items of a list under a key; nothing if the key is absent.
     pub(super) fn list<'n>(&mut self, node: &'n Node, name: &str) -> &'n [Node] {
         match node.get(name) {
+            _ if self.is_full() => &[],
+            Some(Node { content: Content::List(items), place }) if items.len() > MAX_ITEMS => {
+                self.wrong(Mistake::new(format!("`{name}` has more than {MAX_ITEMS} items"), place.clone()));
+                &[]
+            }
             Some(Node { content: Content::List(items), .. }) => items,
             Some(other) => {
                 self.wrong(Mistake::new(format!("`{name}` is a list: each item starts with `-`"), other.place.clone()));

@@ -8,8 +8,9 @@ use super::document::StepItem;
 use super::error::Mistake;
 use super::nearest;
 use super::node::{Content, Node};
-use super::reader::Reader;
+use super::reader::{MAX_MISTAKES, Reader};
 use super::template::{self, OutputRef, Part};
+use crate::graph::{Graph, GraphError};
 use crate::names::StepId;
 use crate::pipeline::{Builder, StepOptions, StepSource, When};
 
@@ -54,6 +55,9 @@ fn needs(
         if let Some(named) = &named {
             let list = node.get("needs");
             for (at, name) in named.iter().enumerate().filter(|(_, name)| !ids.contains(name)) {
+                if reader.is_full() {
+                    break;
+                }
                 let place =
                     list.and_then(|list| list.items().get(at).or(Some(list))).map_or(0..0, |node| node.place.clone());
                 let help = nearest::help("the steps of this file", name, ids.iter().map(String::as_str));
@@ -68,13 +72,16 @@ fn needs(
         previous = Some(item.id.clone());
         all.insert(item.id.clone(), needs);
     }
-    for (node, item) in items.iter() {
-        if reach(&all, &item.id).contains(&item.id) {
-            let message = format!("step `{}` needs itself, directly or through others", item.id);
-            let place = node.get("needs").map_or_else(|| id_of(node), |needs| needs.place.clone());
-            reader.wrong(Mistake::new(message, place));
-            break;
-        }
+    let graph = Graph::new(all.iter().filter_map(|(id, needs)| {
+        let needs = needs.iter().filter_map(|name| StepId::try_from(name.as_str()).ok()).collect();
+        Some((StepId::try_from(id.as_str()).ok()?, needs, true))
+    }));
+    if let Err(error) = &graph
+        && let GraphError::Circle(circle) = error
+    {
+        let first = items.iter().find(|(_, item)| circle.iter().any(|id| id.as_str() == item.id));
+        let place = first.map_or(0..0, |(node, _)| node.get("needs").map_or_else(|| id_of(node), |n| n.place.clone()));
+        reader.wrong(Mistake::new(error.to_string(), place));
     }
     all
 }
@@ -165,6 +172,9 @@ impl Reader<'_> {
         let mut wrong = Vec::new();
         node.each_deferred(&mut |text, place| {
             for part in template::parts(text).unwrap_or_default() {
+                if wrong.len() >= MAX_MISTAKES {
+                    return;
+                }
                 let Part::Reference(expression, _) = part else { continue };
                 let Some(OutputRef { step, .. }) = OutputRef::read(expression) else { continue };
                 if !ids.iter().any(|id| id == step) {

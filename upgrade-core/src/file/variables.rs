@@ -9,10 +9,14 @@ use serde_json::Value;
 use super::error::Mistake;
 use super::nearest;
 use super::node::{Content, Node, Place};
+use super::reader::MAX_MISTAKES;
 use super::template::{self, OutputRef, Part};
 
 /// What a file can grow to by variables that repeat each other.
 const MAX_GROWTH: usize = 4 * 1024 * 1024;
+
+/// What one text may refer to: each is looked for in the file where it is wrong.
+const MAX_REFERENCES: usize = 200;
 
 const RESERVED: [&str; 4] = ["to", "from", "environment", "steps"];
 
@@ -120,6 +124,9 @@ impl<'a> Variables<'a> {
 
     fn replace_text(&mut self, text: &str, place: &Place) -> Node {
         let unchanged = || Node::new(Content::Text(text.to_owned()), place.clone());
+        if self.mistakes.len() >= MAX_MISTAKES {
+            return unchanged();
+        }
         let parts = match template::parts(text) {
             Ok(parts) => parts,
             Err(range) => {
@@ -131,6 +138,11 @@ impl<'a> Variables<'a> {
                 return unchanged();
             }
         };
+        if parts.len() > MAX_REFERENCES {
+            let message = format!("this text has more than {MAX_REFERENCES} parts");
+            self.mistakes.push(Mistake::new(message, place.clone()));
+            return unchanged();
+        }
         let mut out = String::new();
         let mut literal = String::new();
         let mut deferred = false;

@@ -20,7 +20,7 @@ use upgrade_core::verdict::Verdict;
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct BackupConfig {
+struct BackupConfig {
     target: String,
     dir: String,
     prove: Option<Prove>,
@@ -35,7 +35,7 @@ enum Prove {
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct MigrateConfig {
+struct MigrateConfig {
     target: String,
     dir: String,
     #[serde(default)]
@@ -44,7 +44,7 @@ pub struct MigrateConfig {
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ReleaseConfig {
+struct ReleaseConfig {
     root: String,
     archive: String,
     sha256: Option<String>,
@@ -58,6 +58,13 @@ pub struct ReleaseConfig {
 struct Rule {
     path: String,
     mode: u32,
+}
+
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct FilesConfig {
+    paths: Vec<String>,
+    to: String,
 }
 
 struct Toy<C>(C);
@@ -92,6 +99,7 @@ macro_rules! toy {
 toy!(BackupConfig, "db.backup");
 toy!(MigrateConfig, "db.migrate");
 toy!(ReleaseConfig, "host.release");
+toy!(FilesConfig, "host.backup");
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -140,14 +148,14 @@ struct Database {
 #[async_trait]
 impl Target for Database {
     fn lock(&self) -> LockName {
-        LockName::new("db", self.url.place()).unwrap()
+        LockName::new("db", self.url.place()).expect("a variable is a name")
     }
     async fn identity(&self, _: &Context) -> Result<String, StepError> {
         Ok(String::new())
     }
 }
 
-pub fn registry() -> Registry {
+pub(crate) fn registry() -> Registry {
     let mut registry = Registry::new();
     registry
         .target("db", "A database.", |config: Database, _| Ok(config))
@@ -170,6 +178,7 @@ pub fn registry() -> Registry {
             }
             Ok(AnyStep::reversible(Toy(config)))
         })
+        .step("host.backup", "Backs files up.", |config: FilesConfig, _| Ok(AnyStep::reversible(Toy(config))))
         .check("host.disk", "Asks for free space.", |config: Disk, _| Ok(Ask("host.disk", json!(config))))
         .check("http.get", "Asks a server once.", |config: Get, _| Ok(Ask("http.get", json!(config))))
         .check("http.probe", "Asks a server often.", |config: Probe, _| Ok(Ask("http.probe", json!(config))));
