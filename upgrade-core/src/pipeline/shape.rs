@@ -21,9 +21,10 @@ impl Pipeline {
         shape["files"] = self.files()?.into();
         let base = if self.source.base_document.is_null() { &shape } else { &self.source.base_document };
         let mut base = json!({ "document": base, "to": self.to });
-        if let Some(files) = shape.get("files") {
-            base["files"] = files.clone();
-        }
+        // By content alone: where a file lies may differ from one environment to the next.
+        let mut files: Vec<_> = shape["files"].as_object().into_iter().flat_map(Map::values).cloned().collect();
+        files.sort_by_key(Value::to_string);
+        base["files"] = files.into();
         Ok(Definition {
             fingerprint: digest(&shape),
             base_fingerprint: digest(&base),

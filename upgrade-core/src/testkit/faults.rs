@@ -41,7 +41,8 @@ type Told = Arc<Mutex<Box<dyn FnMut(&str) + Send>>>;
 struct Faulty {
     inner: Arc<dyn ErasedStep>,
     fault: Option<Fault>,
-    count: AtomicU32,
+    /// Shared by every build of a step that is built anew for each call.
+    count: Arc<AtomicU32>,
     tell: Option<Told>,
 }
 
@@ -137,8 +138,9 @@ impl Pipeline {
     }
 
     fn wrapped(mut self, step: &StepId, fault: Option<Fault>, tell: Option<Told>) -> Self {
+        let count = Arc::new(AtomicU32::new(0));
         let wrap = move |any: AnyStep| {
-            let faulty = Faulty { inner: any.erased().clone(), fault, count: AtomicU32::new(0), tell: tell.clone() };
+            let faulty = Faulty { inner: any.erased().clone(), fault, count: count.clone(), tell: tell.clone() };
             AnyStep::from_erased(Arc::new(faulty), any.irreversible_reason().map(str::to_owned))
         };
         if let Some(node) = self.steps.get_mut(step) {
