@@ -18,7 +18,8 @@ use upgrade_host::checks::command::CommandCheck;
 use upgrade_host::steps::command::{Command, CommandOutput, CommandUndo};
 
 fn command(with: serde_json::Value, base: &Path) -> Command {
-    Command::from_config(serde_json::from_value(with).unwrap(), &BuildContext::new(base)).unwrap()
+    let config = serde_json::from_value(with).expect("a configuration");
+    Command::from_config(config, &BuildContext::new(base)).expect("a command")
 }
 
 fn lines(path: &Path) -> usize {

@@ -15,19 +15,21 @@ use upgrade_host::checks::http_get::HttpGet;
 use upgrade_host::checks::http_probe::HttpProbe;
 
 fn get(with: Value) -> HttpGet {
-    HttpGet::from_config(serde_json::from_value(with).unwrap(), &BuildContext::new("/")).unwrap()
+    let config = serde_json::from_value(with).expect("a configuration");
+    HttpGet::from_config(config, &BuildContext::new("/")).expect("a check")
 }
 
 fn probe(with: Value) -> HttpProbe {
-    HttpProbe::from_config(serde_json::from_value(with).unwrap(), &BuildContext::new("/")).unwrap()
+    let config = serde_json::from_value(with).expect("a configuration");
+    HttpProbe::from_config(config, &BuildContext::new("/")).expect("a check")
 }
 
 async fn ask(check: &impl Check) -> Verdict {
-    check.check(&TestContext::new("http").forward()).await.unwrap()
+    check.check(&TestContext::new("http").forward()).await.expect("a verdict")
 }
 
 async fn closed_port() -> u16 {
-    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+    tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address").port()
 }
 
 #[tokio::test]

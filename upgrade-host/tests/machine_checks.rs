@@ -13,7 +13,7 @@ use upgrade_core::verdict::{Status, Verdict};
 async fn ask(kind: &str, with: Value, base: &std::path::Path) -> Result<Verdict, CheckError> {
     let mut registry = Registry::new();
     upgrade_host::register(&mut registry);
-    let check = registry.make_check(kind, with, &BuildContext::new(base)).unwrap();
+    let check = registry.make_check(kind, with, &BuildContext::new(base)).expect("a check");
     assert_eq!(check.kind(), kind);
     check.check(&TestContext::new("machine").forward()).await
 }

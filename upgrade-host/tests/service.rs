@@ -13,8 +13,8 @@ use upgrade_core::testkit::TestContext;
 use upgrade_host::steps::service::{Service, ServiceUndo};
 
 fn script(path: &Path, text: &str) {
-    std::fs::write(path, format!("#!/bin/sh\n{text}")).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(path, format!("#!/bin/sh\n{text}")).expect("a script is written");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("a script is executable");
 }
 
 /// Writes the commands of a service that goes on in the background and talks on its stdout.
@@ -36,7 +36,8 @@ fn service(action: &str, dir: &Path) -> Service {
 }
 
 fn with(config: Value, dir: &Path) -> Service {
-    Service::from_config(serde_json::from_value(config).unwrap(), &BuildContext::new(dir)).unwrap()
+    let config = serde_json::from_value(config).expect("a configuration");
+    Service::from_config(config, &BuildContext::new(dir)).expect("a service")
 }
 
 fn pid(dir: &Path) -> Option<u32> {
@@ -58,7 +59,7 @@ impl Drop for Ended<'_> {
 }
 
 async fn prepared(step: &Service, test: &TestContext) -> Option<ServiceUndo> {
-    match step.prepare(&test.forward()).await.unwrap() {
+    match step.prepare(&test.forward()).await.expect("a service that can be asked") {
         Prepared::Change { undo, .. } => Some(undo),
         Prepared::Unchanged { .. } => None,
         Prepared::KnownAfter { .. } => panic!("it does not depend on a step"),

@@ -23,8 +23,8 @@ pub(crate) enum Reply {
 
 impl Server {
     pub(crate) async fn start(answer: impl Fn(usize, &str) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
         let (answer, count) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
         let task = tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
