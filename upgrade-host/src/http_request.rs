@@ -193,9 +193,14 @@ impl HttpRequest {
             .map_err(|error| unusable(&error))?;
         let builder = match &self.ca {
             Some(path) => builder.with_root_certificates(roots(path)?),
-            None if self.url.scheme() == "https" || self.follow_redirects => {
+            None if self.url.scheme() == "https" => {
                 builder.with_platform_verifier().map_err(|error| unusable(&error))?
             }
+            // A redirect may lead to HTTPS; without system roots, none there is trusted.
+            None if self.follow_redirects => match builder.clone().with_platform_verifier() {
+                Ok(builder) => builder,
+                Err(_) => builder.with_root_certificates(RootCertStore::empty()),
+            },
             None => builder.with_root_certificates(RootCertStore::empty()),
         };
         Ok(builder.with_no_client_auth())

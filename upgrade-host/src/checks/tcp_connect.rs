@@ -130,7 +130,9 @@ fn unescape(text: &str) -> Result<Vec<u8>, String> {
             Some('\\') => b'\\',
             Some('x') => {
                 let digits: String = rest.by_ref().take(2).collect();
-                u8::from_str_radix(&digits, 16).map_err(|_| format!(r"`\x{digits}` is not a byte"))?
+                let byte = u8::from_str_radix(&digits, 16).ok();
+                byte.filter(|_| digits.chars().all(|c| c.is_ascii_hexdigit()) && digits.len() == 2)
+                    .ok_or_else(|| format!(r"`\x{digits}` is not a byte"))?
             }
             Some(other) => return Err(format!(r"`\{other}` means nothing")),
             None => return Err("a backslash ends the text".to_owned()),
