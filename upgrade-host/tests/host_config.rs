@@ -264,6 +264,60 @@ async fn yaml_of_every_style() {
     }
 }
 
+/// Whatever is in the text: a change is made as asked or refused, and comes back byte for byte.
+#[tokio::test]
+async fn strange_texts_are_edited_or_refused() {
+    let texts = [
+        ("c.yaml", "base: &base\n  a: 1\nsub:\n  <<: *base\n  b: 2\n"),
+        ("c.yaml", "a: &anchor\n  b: 1\n"),
+        ("c.yaml", "a: !custom\n  b: 1\n"),
+        ("c.yaml", "a: !!str 5\nb: !x [1]\n"),
+        ("c.yaml", "? a\n: 1\n? b\n: 2\n"),
+        ("c.yaml", "? [a, b]\n: 1\n"),
+        ("c.yaml", "a: 1\n---\na: 2\n"),
+        ("c.yaml", "---\na:\n- b: 1\n- - x\n  - y\n...\n"),
+        ("c.yaml", "%YAML 1.2\n---\na: 1\n"),
+        ("c.yaml", "\u{feff}a: 1\n"),
+        ("c.yaml", "{\n  a: 1, # one\n  b: [\n    2\n  ]\n}\n"),
+        ("c.yaml", "a: |+\n  text\n\n\n"),
+        ("c.yaml", "a: \"x\\\n  y\"\nb: 'it''s'\n"),
+        ("c.yaml", "8080: a\ntrue: b\nnull: c\n"),
+        ("c.yaml", "a: 1\na: 2\n"),
+        ("c.yaml", "a: .nan\nb: .inf\nc: 0o17\nd: 1e3\ne: 2020-01-01\n"),
+        ("c.yaml", "just text\n"),
+        ("c.yaml", "\ta: 1\n"),
+        ("c.json", "[1, {\"a\": 1,},]"),
+        ("c.json", "/* only */"),
+        ("c.json", "{\"a\": 1e999, \"b\": 123456789012345678901234567890}"),
+        ("c.json", "{\"\\u0061\": {\"b\": \"\\ud83d\\ude00\"}}"),
+        ("c.json", "{'a': 0x1}"),
+        ("c.toml", "a.b = 1\na.c = 2\n[x.y]\nz = 1979-05-27T07:32:00Z\n[x]\nw = nan\n"),
+        ("c.toml", "a = { b = 1, c = [ # in\n 2 ] }\nb = \"\"\"\nx\ny\"\"\"\n"),
+        ("c.toml", "[[a]]\nb = 1\n[[a.c]]\nd = 1\n[[a]]\n"),
+        (".env", "A=\nB=#x\nC= #y\nexport  D = 'z' # w\r\nA=2\nE=\"a\\nb\""),
+    ];
+    for (name, text) in texts {
+        for path in [
+            "a", "b", "A", "a.b", "sub.a", "sub.b", "a[0]", "a[1].b", "x", "x.y.z", "[1].a", "a.c", "E", "D",
+            "\"8080\"",
+        ] {
+            for rule in [
+                json!({ "set": { "path": path, "value": "new: value" } }),
+                json!({ "set": { "path": path, "value": { "k": [true, null] } } }),
+                json!({ "rename": { "path": path, "to": "n" } }),
+                json!({ "move": { "from": path, "to": "m" } }),
+                json!({ "remove": { "path": path } }),
+                json!({ "retype": { "path": path, "to": "string" } }),
+            ] {
+                let config = json!({ "path": name, "rules": [rule] });
+                if ConfigStep::new(serde_json::from_value(config).unwrap()).is_ok() {
+                    let _ = migrate(name, text, &json!([rule])).await;
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_missing_or_of_another_type_is_named_with_its_line() {
     let directory = tempfile::tempdir().unwrap();
@@ -544,6 +598,22 @@ mod random {
                     eprintln!("REFUSED {format}: {error}\n{text}\n{rules:?}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn the_examples_of_the_pages_are_valid() {
+    let mut registry = Registry::new();
+    upgrade_host::register(&mut registry);
+    for page in ["host.config.md", "host.file.md"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/steps").join(page);
+        let text = fs::read_to_string(path).unwrap();
+        let example = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+        let example: Value = yaml_serde::from_str(example).unwrap();
+        for step in example["steps"].as_array().unwrap() {
+            let uses = step["uses"].as_str().unwrap();
+            registry.make_step(uses, step["with"].clone(), &BuildContext::new("/srv")).unwrap();
         }
     }
 }

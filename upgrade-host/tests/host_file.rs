@@ -225,7 +225,14 @@ async fn a_large_file_is_kept_aside() {
         assert!(!aside.exists());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
-    there_and_back(directory.path(), json!({ "path": path, "content": "new" }), || ()).await;
+    let test = TestContext::new("file");
+    let step = step(json!({ "path": path, "content": "new" }));
+    let undo = prepared(&step, &test).await;
+    step.apply(&test.forward(), &undo).await.unwrap();
+    for _ in 0..2 {
+        step.commit(&test.commit(), &undo).await.unwrap();
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "commit leaves nothing behind");
 }
 
 #[tokio::test]
