@@ -34,7 +34,7 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { unpacked: 10 << 30, entries: 1_000_000, ratio: 250 }
+        Self { unpacked: 10 << 30, entries: 1_000_000, ratio: 100 }
     }
 }
 

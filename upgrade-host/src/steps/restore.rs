@@ -213,7 +213,10 @@ impl HostRestore {
                 tree::place(&aside.tree, &place.path)?;
                 continue;
             }
-            if present != place.found && cx.on_conflict() != OnConflict::Overwrite {
+            // What was found may be aside already, if a swapped tree was changed since: no
+            // overwriting then, it would go with it.
+            let overwrite = cx.on_conflict() == OnConflict::Overwrite && !aside.holds(place, cx)?;
+            if present != place.found && !overwrite {
                 return Err(conflict(place, present));
             }
             durable::create_directories(&durable::parent(&place.path))
@@ -317,6 +320,10 @@ impl Aside {
             PathBuf::from(beside)
         };
         Self { tree: directory.join(&name), found: beside(".found"), discarded: beside(".discarded"), directory, name }
+    }
+
+    fn holds(&self, place: &RestorePlace, cx: &Context) -> Result<bool, StepError> {
+        Ok(place.found.is_some() && present(&self.tree, cx)? == place.found)
     }
 
     /// Tells whether two renames were cut off between them.
