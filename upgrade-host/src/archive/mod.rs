@@ -29,7 +29,7 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// What a small archive may unpack to whatever its ratio: a page of zeros is no bomb.
-    pub(crate) const RATIO_FREE: u64 = 64 << 20;
+    pub(crate) const RATIO_FREE: u64 = 16 << 20;
 }
 
 impl Default for Limits {

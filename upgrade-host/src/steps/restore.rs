@@ -240,7 +240,7 @@ impl HostRestore {
         for entry in &restored.tree.entries {
             let link = aside.directory.join(entry.path.as_path());
             if let (Kind::Symlink, Some(target)) = (entry.kind, &entry.target)
-                && fs::read_link(&link).map_err(ArchiveError::io("read", &link))? != target.as_path()
+                && RawPath::of(&fs::read_link(&link).map_err(ArchiveError::io("read", &link))?) != *target
             {
                 // A tar spells `a//b` as `a/b`.
                 tree::remove(&link)?;
@@ -248,9 +248,13 @@ impl HostRestore {
             }
         }
         tree::dress(&aside.directory, &restored.tree)?;
-        if present(&aside.tree, cx)?.as_ref() != Some(&restored.place.intended) {
-            return Err(StepError::unknown(format!("{} is not what the backup holds", aside.tree.display()))
-                .with_hint("the file system may not keep owners, modes or times; or somebody writes there"));
+        let laid = tree::survey(&aside.directory, None, cx)?;
+        if let Some(path) = restored.tree.compare(&laid).altered {
+            return Err(StepError::unknown(format!(
+                "{} is not what the backup holds",
+                aside.directory.join(path).display()
+            ))
+            .with_hint("the file system may not keep owners, modes or times; or somebody writes there"));
         }
         Ok(tree::sync(&aside.directory)?)
     }
