@@ -29,12 +29,12 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// What a small archive may unpack to whatever its ratio: a page of zeros is no bomb.
-    pub(crate) const RATIO_FREE: u64 = 64 << 20;
+    pub(crate) const RATIO_FREE: u64 = 16 << 20;
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { unpacked: 10 << 30, entries: 1_000_000, ratio: 250 }
+        Self { unpacked: 10 << 30, entries: 1_000_000, ratio: 100 }
     }
 }
 

@@ -213,7 +213,10 @@ impl HostRestore {
                 tree::place(&aside.tree, &place.path)?;
                 continue;
             }
-            if present != place.found && cx.on_conflict() != OnConflict::Overwrite {
+            // What was found may be aside already, if a swapped tree was changed since: no
+            // overwriting then, it would go with it.
+            let overwrite = cx.on_conflict() == OnConflict::Overwrite && !aside.holds(place, cx)?;
+            if present != place.found && !overwrite {
                 return Err(conflict(place, present));
             }
             durable::create_directories(&durable::parent(&place.path))
@@ -237,7 +240,7 @@ impl HostRestore {
         for entry in &restored.tree.entries {
             let link = aside.directory.join(entry.path.as_path());
             if let (Kind::Symlink, Some(target)) = (entry.kind, &entry.target)
-                && fs::read_link(&link).map_err(ArchiveError::io("read", &link))? != target.as_path()
+                && RawPath::of(&fs::read_link(&link).map_err(ArchiveError::io("read", &link))?) != *target
             {
                 // A tar spells `a//b` as `a/b`.
                 tree::remove(&link)?;
@@ -245,9 +248,13 @@ impl HostRestore {
             }
         }
         tree::dress(&aside.directory, &restored.tree)?;
-        if present(&aside.tree, cx)?.as_ref() != Some(&restored.place.intended) {
-            return Err(StepError::unknown(format!("{} is not what the backup holds", aside.tree.display()))
-                .with_hint("the file system may not keep owners, modes or times; or somebody writes there"));
+        let laid = tree::survey(&aside.directory, None, cx)?;
+        if let Some(path) = restored.tree.compare(&laid).altered {
+            return Err(StepError::unknown(format!(
+                "{} is not what the backup holds",
+                aside.directory.join(path).display()
+            ))
+            .with_hint("the file system may not keep owners, modes or times; or somebody writes there"));
         }
         Ok(tree::sync(&aside.directory)?)
     }
@@ -317,6 +324,10 @@ impl Aside {
             PathBuf::from(beside)
         };
         Self { tree: directory.join(&name), found: beside(".found"), discarded: beside(".discarded"), directory, name }
+    }
+
+    fn holds(&self, place: &RestorePlace, cx: &Context) -> Result<bool, StepError> {
+        Ok(place.found.is_some() && present(&self.tree, cx)? == place.found)
     }
 
     /// Tells whether two renames were cut off between them.
