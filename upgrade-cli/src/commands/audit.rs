@@ -4,7 +4,6 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use upgrade_core::journal::{Journal, RunSummary};
 
-use crate::arguments::Selector;
 use crate::console::{Console, raw_object};
 use crate::exit::Exit;
 use crate::failure::Result;

@@ -41,10 +41,10 @@ impl History {
     }
 }
 
-fn table(runs: &[RunSummary]) -> Table {
+fn table(runs: &[RunSummary]) -> String {
     let length = short_length(runs.iter().map(|run| run.run.as_str()));
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(["RUN", "UPGRADE", "FROM", "TO", "ENVIRONMENT", "STATE", "BEGUN", "TOOK"]);
+    table.load_style(NOTHING).set_header(["RUN", "UPGRADE", "FROM", "TO", "ENVIRONMENT", "STATE", "BEGUN", "TOOK"]);
     for run in runs {
         let text = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         let took = match (run.created, run.updated) {
@@ -65,5 +65,5 @@ fn table(runs: &[RunSummary]) -> Table {
             text(took.map(elapsed)),
         ]);
     }
-    table
+    table.trim_fmt()
 }

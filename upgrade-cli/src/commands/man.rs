@@ -32,8 +32,7 @@ impl Man {
             Some(name) => root
                 .find_subcommand(name)
                 .cloned()
-                .ok_or_else(|| Failure::usage(format!("there is no command `{name}`")).with_hint("`upgrade --help` lists them"))?
-                .name(format!("upgrade-{name}")),
+                .ok_or_else(|| Failure::usage(format!("there is no command `{name}`")).with_hint("`upgrade --help` lists them"))?,
         };
         let mut text = Vec::new();
         clap_mangen::Man::new(command).render(&mut text)?;

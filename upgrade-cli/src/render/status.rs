@@ -70,7 +70,7 @@ pub(crate) fn text(run: &Run, driver: Option<&Driver>, p: Palette) -> String {
             _ => format!("driven by {}\n", driver.actor),
         };
     }
-    text += &format!("\n{}\n", steps(run, p));
+    text += &format!("\n{}\n", steps(run));
     for ((phase, check), verdict) in run.checks().iter().filter(|(_, verdict)| verdict.status != Status::Pass) {
         text += &format!("{} {phase} {check}: {}\n", mark(verdict.status, p), harmless(&verdict.message));
     }
@@ -96,19 +96,20 @@ fn order(run: &Run) -> Vec<StepId> {
     named.unwrap_or_else(|| run.steps().keys().cloned().collect())
 }
 
-fn steps(run: &Run, p: Palette) -> Table {
+fn steps(run: &Run) -> String {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(["STEP", "KIND", "STATE", "TRIES", "TOOK"]);
+    table.load_style(NOTHING).set_header(["STEP", "KIND", "STATE", "TRIES", "TOOK"]);
     for id in order(run) {
         let state = run.step_state(&id);
         let step = run.steps().get(&id);
         let kind = run.definition().shape.pointer(&format!("/steps/{id}/kind")).and_then(Value::as_str).unwrap_or("?");
+        // No colours here: the table would count them as width.
         let sign = match state {
-            StepState::Applied | StepState::Committed => p.good("✓").to_string(),
-            StepState::Undone => p.good("↩").to_string(),
-            StepState::UndoFailed | StepState::Abandoned => p.bad("✗").to_string(),
-            StepState::Prepared | StepState::Undoing => p.accent("▸").to_string(),
-            StepState::Pending | StepState::Unchanged | StepState::Skipped => p.faint("·").to_string(),
+            StepState::Applied | StepState::Committed => "✓",
+            StepState::Undone => "↩",
+            StepState::UndoFailed | StepState::Abandoned => "✗",
+            StepState::Prepared | StepState::Undoing => "▸",
+            StepState::Pending | StepState::Unchanged | StepState::Skipped => "·",
         };
         let tries = step.map_or(0, |step| step.tries());
         table.add_row([
@@ -120,7 +121,7 @@ fn steps(run: &Run, p: Palette) -> Table {
         ]);
     }
     table.trim_fmt();
-    table
+    table.trim_fmt()
 }
 
 /// Describes a run for a program.
