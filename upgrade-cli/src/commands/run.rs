@@ -9,6 +9,7 @@ use upgrade_core::units::Span;
 use crate::arguments::PipelineFile;
 use crate::exit::Asked;
 use crate::failure::Result;
+use crate::recorded::Recorded;
 use crate::render::Title;
 use crate::session::{Ending, Session, base_dir, drive};
 
@@ -45,10 +46,16 @@ impl Run {
             ..RunOptions::default()
         };
         drive(async {
-            let driver = session.driver(session.journal()?, base_dir(&self.pipeline.file))?;
+            let journal = session.journal()?;
+            let driver = session.driver(journal.clone(), base_dir(&self.pipeline.file))?;
             let report = driver.executor.run(&pipeline, &options, &driver.interrupt).await;
             let report = driver.finish(report)?;
-            session.end(&report, &Title::from(&pipeline), Asked::Upgrade)
+            // The journal knows the version found; how the run ended is told without it as well.
+            let title = match Recorded::load(&*journal, &report.run).await {
+                Ok(recorded) => Title::from(recorded.run.header()),
+                Err(_) => Title::from(&pipeline),
+            };
+            session.end(&report, &title, Asked::Upgrade)
         })
     }
 }

@@ -48,9 +48,10 @@ pub(crate) fn text(report: &Report, title: &Title, p: Palette) -> String {
                 let said = error.as_ref().map_or_else(|| "it could not be undone".into(), |error| failed(error, p));
                 let _ = write!(text, "\n  {} could not be undone: {said}", p.strong(step));
             }
+            let step = steps.first().map_or("STEP", |(step, _)| step.as_str());
             write!(
                 text,
-                "\n  {} mend it, then `upgrade resolve {run} STEP --retry --reason …`; --skip if it was put back by hand, \
+                "\n  {} mend it, then `upgrade resolve {run} {step} --retry --reason …`; --skip if it was put back by hand, \
                  --abandon to leave it",
                 p.accent("hint:")
             )
@@ -111,7 +112,7 @@ mod tests {
         let text = rendered(Outcome::Stuck { steps, cause: None });
         assert!(text.contains("config could not be undone: the file is gone"), "{text}");
         assert!(text.contains("hint: restore it"), "{text}");
-        assert!(text.contains("upgrade resolve 0193aa STEP --retry"), "{text}");
+        assert!(text.contains("upgrade resolve 0193aa config --retry"), "{text}");
     }
 
     #[test]

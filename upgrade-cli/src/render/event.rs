@@ -100,8 +100,8 @@ fn entered(state: RunState, cause: Option<&Cause>, deadline: Option<jiff::Timest
     };
     match (cause, deadline) {
         (Some(cause), _) => format!("{name}: {}", harmless(&cause.to_string())),
-        (None, Some(deadline)) => format!("{name} until {}", clock(deadline)),
-        (None, None) => name,
+        (None, Some(deadline)) if state == RunState::Probation => format!("{name} until {}", clock(deadline)),
+        (None, _) => name,
     }
 }
 

@@ -62,6 +62,9 @@ pub(crate) fn text(run: &Run, driver: Option<&Driver>, p: Palette) -> String {
     }
     if let Some(driver) = driver.filter(|_| is_driven(state)) {
         text += &match driver.alive {
+            Some(false) if state == RunState::Probation => {
+                format!("{} nobody watches it: `upgrade watch` sees it through\n", p.careful("!"))
+            }
             Some(false) => format!(
                 "{} nobody drives it: {} is gone; `upgrade resume` or `upgrade rollback`\n",
                 p.bad("✗"),
