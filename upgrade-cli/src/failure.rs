@@ -142,10 +142,9 @@ impl From<ExecutorError> for Failure {
             ExecutorError::Refused { message, hint } => Self { hint, ..Self::refused(message) },
             // Held before the run began: nothing halted, the journal's own message says it all.
             ExecutorError::Journal(error @ (JournalError::Held { .. } | JournalError::NoRun(_))) => error.into(),
-            ExecutorError::Journal(ref source) => Self {
-                hint: Some(source.hint()),
-                ..Self::internal(error.to_string()).with_cause(source)
-            },
+            ExecutorError::Journal(ref source) => {
+                Self { hint: Some(source.hint()), ..Self::internal(error.to_string()).with_cause(source) }
+            }
             ExecutorError::Pipeline(error) => error.into(),
             other => Self::internal(other.to_string())
                 .with_hint("`upgrade audit verify` names every damaged line; restore the file from a copy"),

@@ -36,7 +36,9 @@ pub(crate) fn listen(interrupt: Interrupt, console: Console) -> Result<Listening
                 }
                 2 => {
                     interrupt.cancel();
-                    console.note("cancelling and rolling back; once more kills this process: `upgrade resume` then goes on");
+                    console.note(
+                        "cancelling and rolling back; once more kills this process: `upgrade resume` then goes on",
+                    );
                 }
                 _ => kill(),
             }

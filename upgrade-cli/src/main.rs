@@ -60,7 +60,11 @@ fn trace(verbose: u8) {
     if verbose < 2 {
         return;
     }
-    let level = if verbose > 2 { "upgrade_core=trace,upgrade_host=trace,info" } else { "upgrade_core=debug,upgrade_host=debug,info" };
+    let level = if verbose > 2 {
+        "upgrade_core=trace,upgrade_host=trace,info"
+    } else {
+        "upgrade_core=debug,upgrade_host=debug,info"
+    };
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))
         .with_writer(std::io::stderr)

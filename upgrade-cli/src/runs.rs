@@ -22,7 +22,8 @@ fn pick(mut runs: Vec<RunSummary>, wanted: Option<&str>, default: Default) -> Re
     let Some(wanted) = wanted else {
         return match default {
             Default::Latest => runs.pop().ok_or_else(|| {
-                Failure::usage("there is no run yet").with_hint("`upgrade run FILE` makes one; --state-dir names another place")
+                Failure::usage("there is no run yet")
+                    .with_hint("`upgrade run FILE` makes one; --state-dir names another place")
             }),
             Default::LatestOpen => runs.into_iter().rev().find(is_open).ok_or_else(|| {
                 Failure::refused("no run is open").with_hint("`upgrade history` lists the runs and how they ended")
@@ -32,7 +33,10 @@ fn pick(mut runs: Vec<RunSummary>, wanted: Option<&str>, default: Default) -> Re
     let lower = wanted.to_ascii_lowercase();
     runs.retain(|run| run.run.as_str().starts_with(&lower));
     match runs.len() {
-        0 => Err(Failure::usage(format!("no run's id starts with `{wanted}`")).with_hint("`upgrade history` lists the runs")),
+        0 => {
+            Err(Failure::usage(format!("no run's id starts with `{wanted}`"))
+                .with_hint("`upgrade history` lists the runs"))
+        }
         1 => Ok(runs.remove(0)),
         // A whole id may be the start of another only for names that this program did not make.
         _ if runs.iter().any(|run| run.run.as_str() == lower) => Ok(runs.remove(0)),
@@ -81,7 +85,11 @@ mod tests {
     }
 
     fn three() -> Vec<RunSummary> {
-        vec![run("0193aa11", RunState::Held), run("0193aa22", RunState::Committed), run("0193bb33", RunState::Committed)]
+        vec![
+            run("0193aa11", RunState::Held),
+            run("0193aa22", RunState::Committed),
+            run("0193bb33", RunState::Committed),
+        ]
     }
 
     #[test]

@@ -79,10 +79,19 @@ async fn verify(
         damaged += u32::from(broken);
         console.object(&json!({ "run": run.run, "entries": run.entries, "whole": !broken, "faults": faults }))?;
         if faults.is_empty() {
-            console.line(format_args!("{} run {}: whole, {} entries", console.out().good("✓"), run.run, run.entries))?;
+            console.line(format_args!(
+                "{} run {}: whole, {} entries",
+                console.out().good("✓"),
+                run.run,
+                run.entries
+            ))?;
         }
         for fault in &faults {
-            let mark = if fault.harmless { console.out().careful("!").to_string() } else { console.out().bad("✗").to_string() };
+            let mark = if fault.harmless {
+                console.out().careful("!").to_string()
+            } else {
+                console.out().bad("✗").to_string()
+            };
             console.line(format_args!("{mark} run {}, line {}: {}", run.run, fault.line, fault.reason))?;
         }
     }

@@ -29,10 +29,9 @@ impl Man {
         root.build();
         let command = match &self.command {
             None => root,
-            Some(name) => root
-                .find_subcommand(name)
-                .cloned()
-                .ok_or_else(|| Failure::usage(format!("there is no command `{name}`")).with_hint("`upgrade --help` lists them"))?,
+            Some(name) => root.find_subcommand(name).cloned().ok_or_else(|| {
+                Failure::usage(format!("there is no command `{name}`")).with_hint("`upgrade --help` lists them")
+            })?,
         };
         let mut text = Vec::new();
         clap_mangen::Man::new(command).render(&mut text)?;

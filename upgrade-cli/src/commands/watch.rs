@@ -104,7 +104,8 @@ impl Watch {
     async fn watch(self, session: &Session) -> Result<Ending> {
         let journal = session.journal()?;
         let (mut ctrl_c, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let mut watched = Watched { console: session.console, drivers: JoinSet::new(), runs: BTreeMap::new(), worst: Exit::Done };
+        let mut watched =
+            Watched { console: session.console, drivers: JoinSet::new(), runs: BTreeMap::new(), worst: Exit::Done };
         loop {
             for summary in journal.runs().await? {
                 match action(summary.state, self.on_interrupted) {
@@ -199,9 +200,8 @@ async fn see_through(
         return Ok(None);
     }
     let pipeline = recorded.pipeline()?;
-    let executor = Executor::new(journal)
-        .with_secrets(Secrets::new(&recorded.base_dir()))
-        .observer(Narrator::of_several(console));
+    let executor =
+        Executor::new(journal).with_secrets(Secrets::new(&recorded.base_dir())).observer(Narrator::of_several(console));
     let (options, interrupt) = (RunOptions::default(), Interrupt::new());
     let report = match action {
         Action::Rollback => {
@@ -225,7 +225,8 @@ async fn see_through(
 }
 
 fn unit(session: &Session) -> Result<String> {
-    let command = std::env::current_exe().map_err(|error| Failure::internal("cannot tell where this program is").with_cause(&error))?;
+    let command = std::env::current_exe()
+        .map_err(|error| Failure::internal("cannot tell where this program is").with_cause(&error))?;
     let state = std::path::absolute(session.directory()?)?;
     Ok(format!(
         "[Unit]\n\
@@ -249,7 +250,11 @@ fn unit(session: &Session) -> Result<String> {
 /// Quotes a word as systemd reads it.
 fn quoted(word: &str) -> String {
     let escaped = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
-    if escaped.contains(|c: char| c.is_whitespace() || c == '"' || c == '\'') { format!("\"{escaped}\"") } else { escaped }
+    if escaped.contains(|c: char| c.is_whitespace() || c == '"' || c == '\'') {
+        format!("\"{escaped}\"")
+    } else {
+        escaped
+    }
 }
 
 #[cfg(test)]

@@ -52,11 +52,8 @@ impl Narrator {
             let _ = self.console.object(&Line { run, record });
             return;
         }
-        let text = if self.console.quiet() {
-            None
-        } else {
-            describe(record, self.console.err(), self.console.verbose())
-        };
+        let text =
+            if self.console.quiet() { None } else { describe(record, self.console.err(), self.console.verbose()) };
         match (&mut self.bars, text) {
             (Some(bars), text) => bars.tell(&record.entry, text),
             (None, Some(text)) if self.named => self.console.note(format_args!("{} {run} {text}", clock(record.at))),

@@ -102,9 +102,8 @@ pub(crate) fn change(change: &Change, p: Palette) -> String {
 }
 
 fn summary(plan: &Plan, p: Palette) -> String {
-    let idle = |step: &&PlannedStep| {
-        matches!(step.effect, PlannedEffect::Unchanged { .. } | PlannedEffect::Skipped { .. })
-    };
+    let idle =
+        |step: &&PlannedStep| matches!(step.effect, PlannedEffect::Unchanged { .. } | PlannedEffect::Skipped { .. });
     let changed = plan.steps.len() - plan.steps.iter().filter(idle).count();
     let mut text = format!("{changed} of {} steps have something to do", plan.steps.len());
     if let Some(estimate) = plan.estimate_ms {

@@ -5,8 +5,22 @@ use serde_json::Value;
 use crate::world::World;
 
 const COMMANDS: [&str; 16] = [
-    "init", "validate", "plan", "run", "resume", "watch", "commit", "rollback", "resolve", "stop", "status", "history",
-    "audit", "schema", "completions", "man",
+    "init",
+    "validate",
+    "plan",
+    "run",
+    "resume",
+    "watch",
+    "commit",
+    "rollback",
+    "resolve",
+    "stop",
+    "status",
+    "history",
+    "audit",
+    "schema",
+    "completions",
+    "man",
 ];
 
 #[test]

@@ -44,10 +44,9 @@ fn three_when_a_check_fails_before_anything_is_changed() {
     let world = World::new();
     world.pipeline("now");
     let text = world.read("upgrade.yaml").unwrap();
-    world.write("settings.json", "{}");
-    let check = "checks:\n- { id: settings, uses: host.config, with: { path: settings.json, required: [/port] } }\n";
+    let check = "checks:\n- { id: space, uses: host.disk, with: { path: ., free: 900000TiB } }\n";
     world.write("upgrade.yaml", &format!("{text}{check}"));
-    world.upgrade(&["plan", "upgrade.yaml"]).exits(3).says("settings");
+    world.upgrade(&["plan", "upgrade.yaml"]).exits(3).says("space");
     world.upgrade(&["run", "upgrade.yaml"]).exits(3).says("nothing was changed");
     world.is_old();
 }
@@ -58,7 +57,11 @@ fn four_when_a_step_fails_and_everything_is_back() {
     world.pipeline("now");
     let text = world.read("upgrade.yaml").unwrap().replace("made.txt", "missing/made.txt");
     world.write("upgrade.yaml", &text);
-    world.upgrade(&["run", "upgrade.yaml"]).exits(4).says("everything is as it was").says("because: step `made` failed");
+    world
+        .upgrade(&["run", "upgrade.yaml"])
+        .exits(4)
+        .says("everything is as it was")
+        .says("because: step `made` failed");
     world.is_old();
 }
 

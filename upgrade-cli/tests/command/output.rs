@@ -49,7 +49,11 @@ fn every_command_ends_its_json_with_an_outcome() {
         let objects = ran.objects();
         let last = objects.last().unwrap();
         assert_eq!(objects[0]["format"], "upgrade/1", "{arguments:?}");
-        assert_eq!((last["outcome"].as_str(), last["exit"].as_i64()), (Some(outcome), Some(exit.into())), "{arguments:?}");
+        assert_eq!(
+            (last["outcome"].as_str(), last["exit"].as_i64()),
+            (Some(outcome), Some(exit.into())),
+            "{arguments:?}"
+        );
         let outcomes = objects.iter().filter(|object| object.get("outcome").is_some()).count();
         assert_eq!(outcomes, 1, "{arguments:?}");
     }
@@ -85,7 +89,7 @@ fn a_plan_shows_the_difference_and_takes_what_is_laid_over() {
     let world = World::new();
     world.pipeline("now");
     let ran = world.upgrade(&["plan", "upgrade.yaml", "--to", "v1.2.0", "--var", "text=newer"]).exits(0);
-    for line in ["notes → 1.2.0", "- old", "+ newer", "+ 1.2.0"] {
+    for line in ["notes → 1.2.0", "- •••", "+ newer", "+ 1.2.0"] {
         assert!(ran.stdout.contains(line), "no `{line}` in {}", ran.stdout);
     }
     world.is_old();
