@@ -66,3 +66,27 @@ fn its_unit_names_this_program_and_this_state() {
     let start = unit.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
     assert!(start.contains("upgrade") && start.contains("my state\" watch"), "{start}");
 }
+
+#[test]
+fn it_does_with_what_a_crash_cut_off_as_it_is_told() {
+    for (what, code) in [("rollback", 4), ("leave", 0), ("resume", 0)] {
+        let world = World::new();
+        let text = world.read(world.pipeline("now").file_name().unwrap().to_str().unwrap()).unwrap();
+        let slow = "- { id: slow, uses: host.command, with: { run: [sleep, \"2\"], undo: [\"true\"] } }\ncommit:";
+        world.write("upgrade.yaml", &text.replace("commit:", slow));
+        let driver = world.start(&["run", "upgrade.yaml"]);
+        while world.read("made.txt").is_none() {}
+        world.reaches("applying");
+        driver.signal("-KILL");
+        driver.ends();
+        world.upgrade(&["watch", "--once", "--on-interrupted", what]).exits(code);
+        match what {
+            "rollback" => world.is_old(),
+            "leave" => drop(world.reaches("applying")),
+            _ => {
+                world.reaches("committed");
+                world.is_new();
+            }
+        }
+    }
+}
