@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::ExecutorError;
+use super::drive::outcome_of;
+use super::{ExecutorError, Outcome};
 use crate::context::Direction;
 use crate::entry::{
     Cause, Definition, Demand, ENTRY_FORMAT, Entry, GuardAction, Header, Health, Phase, Record, Request, Resolution,
@@ -427,6 +428,12 @@ impl Run {
     /// Returns the state of the run.
     pub fn state(&self) -> RunState {
         self.state
+    }
+
+    /// Says how the run ended, or why it waits if nobody drives it: for whoever follows it from
+    /// outside.
+    pub fn outcome(&self) -> Outcome {
+        outcome_of(self)
     }
 
     /// Returns the state that a held run goes on in.

@@ -32,7 +32,8 @@ pub fn schema(registry: &Registry) -> Value {
         ("RequiresItem", &checks),
         ("TargetItem", &targets),
     ] {
-        if let Some(definition) = definitions.get_mut(item) {
+        // A choice of nothing is no schema; a file that names such a kind is refused when it is read.
+        if let Some(definition) = definitions.get_mut(item).filter(|_| !kinds.is_empty()) {
             let names: Vec<Value> =
                 kinds.iter().map(|(name, about, _)| json!({ "const": name, "description": about })).collect();
             definition["properties"]["uses"] = json!({ "description": "The kind.", "oneOf": names });

@@ -1,0 +1,43 @@
+//! `upgrade commit`: confirms an upgrade in its probation.
+
+use clap::Args;
+use upgrade_core::entry::Demand;
+
+use crate::arguments::OpenSelector;
+use crate::asking::ask;
+use crate::exit::Asked;
+use crate::failure::Result;
+use crate::recorded::Recorded;
+use crate::runs::{Default, choose};
+use crate::session::{Ending, Session, drive};
+
+const EXAMPLES: &str = "\
+Examples:
+  upgrade commit
+  upgrade commit 0193ab12 --reason 'the shop confirms orders'";
+
+/// Confirm an upgrade that is applied and verified; it cannot be rolled back any more.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Commit {
+    #[command(flatten)]
+    selector: OpenSelector,
+    /// Why, for the journal.
+    #[arg(long, value_name = "TEXT", default_value = "confirmed by the operator")]
+    reason: String,
+    /// Return when the driver of the run took the request up.
+    #[arg(long)]
+    detach: bool,
+}
+
+impl Commit {
+    pub(crate) fn execute(self, session: &Session) -> Result<Ending> {
+        drive(async {
+            let journal = session.journal_with_runs()?;
+            let chosen = choose(&*journal, self.selector.run.as_deref(), Default::LatestOpen).await?;
+            let recorded = Recorded::load(&*journal, &chosen.run).await?;
+            let demand = Demand::Confirm { reason: self.reason };
+            ask(session, journal, &recorded, demand, Asked::Upgrade, self.detach).await
+        })
+    }
+}

@@ -1,0 +1,43 @@
+//! `upgrade stop`: holds a run after its running steps.
+
+use clap::Args;
+use upgrade_core::entry::Demand;
+
+use crate::arguments::OpenSelector;
+use crate::asking::ask;
+use crate::exit::Asked;
+use crate::failure::Result;
+use crate::recorded::Recorded;
+use crate::runs::{Default, choose};
+use crate::session::{Ending, Session, drive};
+
+const EXAMPLES: &str = "\
+Examples:
+  upgrade stop --reason 'wait for the night'
+  upgrade resume                       # goes on later";
+
+/// Hold a run: the running steps finish, no new one starts.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Stop {
+    #[command(flatten)]
+    selector: OpenSelector,
+    /// Why, for the journal.
+    #[arg(long, value_name = "TEXT", default_value = "asked for by the operator")]
+    reason: String,
+    /// Return when the driver of the run took the request up.
+    #[arg(long)]
+    detach: bool,
+}
+
+impl Stop {
+    pub(crate) fn execute(self, session: &Session) -> Result<Ending> {
+        drive(async {
+            let journal = session.journal_with_runs()?;
+            let chosen = choose(&*journal, self.selector.run.as_deref(), Default::LatestOpen).await?;
+            let recorded = Recorded::load(&*journal, &chosen.run).await?;
+            let demand = Demand::Stop { reason: self.reason };
+            ask(session, journal, &recorded, demand, Asked::Stop, self.detach).await
+        })
+    }
+}

@@ -1,0 +1,9 @@
+//! The command as its users meet it: real files, real processes, exit statuses, both outputs.
+
+mod documents;
+mod drivers;
+mod exits;
+mod output;
+mod selection;
+mod supervisor;
+mod world;
