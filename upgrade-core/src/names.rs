@@ -229,14 +229,24 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Describes this process: the account from the process's user id, the host from the kernel.
+    /// Describes this process: the account from its user id, never from the environment, which
+    /// anybody can set; the host from the kernel.
     pub fn current() -> Self {
-        let user = std::env::var("USER")
-            .or_else(|_| std::env::var("LOGNAME"))
-            .unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw()));
+        let uid = rustix::process::getuid().as_raw();
+        let user = account(uid).unwrap_or_else(|| format!("uid {uid}"));
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Self { user, host, pid: std::process::id() }
     }
+}
+
+/// Looks an account's name up in passwd(5).
+fn account(uid: u32) -> Option<String> {
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, id) = (fields.next()?, fields.nth(1)?);
+        (id.parse() == Ok(uid)).then(|| name.to_owned())
+    })
 }
 
 impl fmt::Display for Actor {

@@ -1,1 +1,16 @@
-//! Steps and checks for Kubernetes.
+//! Upgrade steps and checks for Kubernetes.
+//!
+//! The crate is laid out as every adapter is: one file a step kind in `steps/`, one file a check
+//! kind in `checks/`, and [`register`], which makes them known to pipeline files. It has no kinds
+//! yet.
+
+mod checks;
+mod steps;
+
+use upgrade_core::registry::Registry;
+
+/// Registers every kind of this crate: `k8s.*`.
+pub fn register(registry: &mut Registry) {
+    steps::register(registry);
+    checks::register(registry);
+}
