@@ -213,3 +213,10 @@ fn a_unit_or_commands_and_not_both() {
         assert!(Service::from_config(config, &BuildContext::new("/")).is_err(), "{wrong}");
     }
 }
+
+#[test]
+fn records_of_format_1_stay_readable() {
+    assert_eq!(Service::read_undo(1, json!({ "was_active": true })).unwrap(), ServiceUndo { was_active: true });
+    assert!(Service::read_output(1, json!({ "active": true })).unwrap().active);
+    assert!(Service::read_undo(2, json!({ "was_active": true })).is_err());
+}
