@@ -23,6 +23,7 @@ use upgrade_core::registry::Registry;
 
 /// Registers every kind of this crate: `host.*`, `http.*`, `tcp.*`.
 pub fn register(registry: &mut Registry) {
+    machine::register(registry);
     steps::register(registry);
     checks::register(registry);
 }

@@ -1,13 +1,32 @@
 //! Paths of this machine as targets of an upgrade.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 use upgrade_core::names::LockName;
+use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::target::Target;
+
+/// Configures `host.path`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PathConfig {
+    /// The file or directory that the upgrade changes.
+    pub path: PathBuf,
+}
+
+pub(crate) fn register(registry: &mut Registry) {
+    registry.target(
+        "host.path",
+        "Names a file or directory that is changed, for steps that learn only on the way what they change",
+        |config: PathConfig, cx: &BuildContext| Ok::<_, BuildError>(MachineTarget::of_path(&cx.path(&config.path))),
+    );
+}
 
 /// Names a path of this machine, or something else on it, that a step changes.
 #[derive(Debug, Clone)]
@@ -20,9 +39,12 @@ impl MachineTarget {
     ///
     /// A path that no lock name can spell (it holds a control character) is named by its digest.
     pub fn path(path: impl Into<PathBuf>) -> Arc<dyn Target> {
-        let path = path.into();
-        let lock = LockName::path(&path).unwrap_or_else(|_| Self::spelled("path-digest", &path.to_string_lossy()));
-        Arc::new(Self { lock })
+        Arc::new(Self::of_path(&path.into()))
+    }
+
+    fn of_path(path: &Path) -> Self {
+        let lock = LockName::path(path).unwrap_or_else(|_| Self::spelled("path-digest", &path.to_string_lossy()));
+        Self { lock }
     }
 
     /// Names a service of this machine.

@@ -336,13 +336,15 @@ fn probation(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Deci
     Decision { wake: run.deadline, ..Decision::default() }
 }
 
+/// Waits for what is under way, then for an operator, if anything asks for it.
+fn hold(run: &Run, around: &Circumstances<'_>) -> Option<Decision> {
+    let cause = run.hold.clone()?;
+    Some(if around.in_flight.is_empty() { Decision::enter(RunState::Held, Some(cause)) } else { Decision::wait() })
+}
+
 fn commit(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decision {
-    if let Some(cause) = &run.hold {
-        return if around.in_flight.is_empty() {
-            Decision::enter(RunState::Held, Some(cause.clone()))
-        } else {
-            Decision::wait()
-        };
+    if let Some(wait) = hold(run, around) {
+        return wait;
     }
     let mut decision = Decision::default();
     let mut all_done = true;
@@ -366,12 +368,8 @@ fn commit(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decisio
 }
 
 fn roll_back(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decision {
-    if let Some(cause) = &run.hold {
-        return if around.in_flight.is_empty() {
-            Decision::enter(RunState::Held, Some(cause.clone()))
-        } else {
-            Decision::wait()
-        };
+    if let Some(wait) = hold(run, around) {
+        return wait;
     }
     let mut decision = Decision::default();
     let mut waiting = !around.in_flight.is_empty();
