@@ -1,9 +1,10 @@
 //! Writes that survive a crash: whole or not at all, and on the medium when they return.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Says with which permissions and for whom a file is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,11 +36,19 @@ pub(crate) fn temporary(path: &Path, key: &str) -> PathBuf {
     path.with_file_name(format!(".{name}.upgrade-{}", &digest[..12]))
 }
 
-/// Replaces a file: its new content is durable before its name points to it, its name when this
-/// returns. After a crash the file is the old one or the new one.
-pub(crate) fn write(path: &Path, contents: &[u8], ownership: Ownership, key: &str) -> io::Result<()> {
+/// Replaces what stands at `path` by a file: its new content is durable before its name points to
+/// it, its name when this returns. After a crash, the old or the new one stands there. The time of
+/// its last modification is set too, if one is given.
+pub(crate) fn replace(
+    path: &Path,
+    contents: &mut dyn io::Read,
+    ownership: Ownership,
+    modified: Option<SystemTime>,
+    key: &str,
+) -> io::Result<()> {
     let temporary = temporary(path, key);
-    let written = write_temporary(&temporary, contents, ownership).and_then(|()| fs::rename(&temporary, path));
+    let written =
+        write_temporary(&temporary, contents, ownership, modified).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         // The first error is what matters; a temporary file that stays is replaced by the next write.
         let _ = fs::remove_file(&temporary);
@@ -48,18 +57,26 @@ pub(crate) fn write(path: &Path, contents: &[u8], ownership: Ownership, key: &st
     sync_directory(&parent(path))
 }
 
-fn write_temporary(temporary: &Path, contents: &[u8], ownership: Ownership) -> io::Result<()> {
+fn write_temporary(
+    temporary: &Path,
+    contents: &mut dyn io::Read,
+    ownership: Ownership,
+    modified: Option<SystemTime>,
+) -> io::Result<()> {
     match fs::remove_file(temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     // Private until owner and mode are what they should be: contents may be secret.
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
-    file.write_all(contents)?;
+    io::copy(contents, &mut file)?;
     if let Some((user, group)) = ownership.owner {
         std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
     }
     file.set_permissions(fs::Permissions::from_mode(ownership.mode.unwrap_or(0o644)))?;
+    if let Some(modified) = modified {
+        file.set_modified(modified)?;
+    }
     file.sync_all()
 }
 
@@ -102,43 +119,4 @@ pub(crate) fn create_directories(path: &Path) -> io::Result<Option<PathBuf>> {
         sync_directory(&parent(directory))?;
     }
     Ok(missing.pop())
-}
-
-/// Puts a file in place of what stands at `path`, as [`write`] does, from a reader; sets the time
-/// of its last modification too, if one is given.
-pub(crate) fn replace(
-    path: &Path,
-    contents: &mut dyn io::Read,
-    ownership: Ownership,
-    modified: Option<std::time::SystemTime>,
-    key: &str,
-) -> io::Result<()> {
-    let temporary = temporary(path, key);
-    let written =
-        stream_temporary(&temporary, contents, ownership, modified).and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        // As in `write`: the first error is what matters.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    sync_directory(&parent(path))
-}
-
-fn stream_temporary(
-    temporary: &Path,
-    contents: &mut dyn io::Read,
-    ownership: Ownership,
-    modified: Option<std::time::SystemTime>,
-) -> io::Result<()> {
-    write_temporary(temporary, &[], Ownership { mode: Some(0o600), owner: None })?;
-    let mut file = fs::OpenOptions::new().write(true).open(temporary)?;
-    io::copy(contents, &mut file)?;
-    if let Some((user, group)) = ownership.owner {
-        std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
-    }
-    file.set_permissions(fs::Permissions::from_mode(ownership.mode.unwrap_or(0o644)))?;
-    if let Some(modified) = modified {
-        file.set_modified(modified)?;
-    }
-    file.sync_all()
 }

@@ -1,5 +1,7 @@
 //! `host.config` on real files: every rule in every format, comments and order kept.
 
+#![cfg(test)]
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

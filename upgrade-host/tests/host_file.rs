@@ -1,5 +1,7 @@
 //! `host.file` on real files: there and back, interrupted, repeated, met by foreign changes.
 
+#![cfg(test)]
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
