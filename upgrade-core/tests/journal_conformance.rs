@@ -1,5 +1,6 @@
 //! The journals of this crate pass the suite that every journal passes.
 #![cfg(feature = "testkit")]
+#![cfg(test)]
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! Damage to the file of a run: refused with its line, cut as a torn write, or mended; never
 //! overlooked.
 #![cfg(feature = "testkit")]
+#![cfg(test)]
 
 use std::ops::Range;
 use std::path::PathBuf;

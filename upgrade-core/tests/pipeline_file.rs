@@ -1,5 +1,6 @@
 //! Pipeline files: what is wrong with them is shown well, and what is right loads.
 #![cfg(feature = "file")]
+#![cfg(test)]
 
 mod toys;
 

@@ -1,5 +1,7 @@
 //! The sweeps on the core's own toy world, and the seeded defects that they must notice.
 
+#![cfg(test)]
+
 use upgrade_core::names::StepId;
 use upgrade_core::pipeline::Pipeline;
 use upgrade_core::testkit::toy::{SetText, TextIs, ToyWorld};

@@ -1,5 +1,7 @@
 //! `host.backup` and `host.restore`: what is kept comes back as it was, and only if it is whole.
 
+#![cfg(test)]
+
 mod world;
 
 use std::ffi::OsStr;

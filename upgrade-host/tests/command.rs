@@ -1,5 +1,7 @@
 //! `host.command` with real processes.
 
+#![cfg(test)]
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};

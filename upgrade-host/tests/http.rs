@@ -1,5 +1,7 @@
 //! `http.get` and `http.probe` against a real server on loopback.
 
+#![cfg(test)]
+
 mod server;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! The checks of the machine, and `tcp.connect`.
 
+#![cfg(test)]
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

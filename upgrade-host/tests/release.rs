@@ -1,5 +1,7 @@
 //! `host.release`: applied, undone and confirmed, whole and from every partial state.
 
+#![cfg(test)]
+
 mod world;
 
 use std::fs;

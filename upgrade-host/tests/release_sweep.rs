@@ -1,5 +1,7 @@
 //! Backup, release and restore in one run, with one thing going wrong at a time.
 
+#![cfg(test)]
+
 mod world;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! `host.service` with real processes and a stand-in for systemctl.
 
+#![cfg(test)]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};

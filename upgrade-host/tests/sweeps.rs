@@ -1,6 +1,8 @@
 //! Every step of this crate lived through crashes, failures, repetitions and foreign changes, on
 //! real files and real processes; and the seeded defects that the sweeps must notice.
 
+#![cfg(test)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

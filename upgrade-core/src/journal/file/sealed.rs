@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -20,7 +19,7 @@ pub(super) enum Seal {
     Plain,
     /// Contents are encrypted.
     #[cfg(feature = "encryption")]
-    Key(Arc<super::cipher::Cipher>),
+    Key(std::sync::Arc<super::cipher::Cipher>),
 }
 
 pub(super) struct FileSealed {
