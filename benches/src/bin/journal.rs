@@ -18,20 +18,26 @@ use upgrade_core::entry::{Entry, Record};
 use upgrade_core::journal::{FileJournal, Journal, Lease, conformance};
 use upgrade_core::names::{LockName, RunId, Seq, StepId};
 
-type Outcome<T> = Result<T, Box<dyn Error>>;
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const ROUNDS: usize = 21;
-const RECORDS: usize = 100;
+const ROUNDS: usize = 101;
+const RECORDS: usize = 40;
 const LONG: Seq = 100_000;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--load", directory, run] => runtime.block_on(load(directory.as_ref(), run)),
-        [] => runtime.block_on(compare(&std::env::temp_dir())),
-        [directory, ..] => runtime.block_on(compare(directory.as_ref())),
-    }
+    // As a task, so that the work runs where a service's would: on a worker of the runtime.
+    runtime.block_on(async move {
+        tokio::spawn(async move {
+            match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+                ["--load", directory, run] => load(directory.as_ref(), run).await,
+                [] => compare(&std::env::temp_dir()).await,
+                [directory, ..] => compare(directory.as_ref()).await,
+            }
+        })
+        .await?
+    })
 }
 
 /// A step's entry that makes a line of about 256 bytes.

@@ -5,6 +5,9 @@
 //! that anybody can compute it with the tools at hand. Digests are taken over the bytes as they
 //! stand in the line, never over a value read and written again: nothing depends on how a parser
 //! treats numbers or the order of keys.
+//!
+//! The lines of one append hold together: each but the last ends in a space, each but the first
+//! begins with one. So a reader knows which lines are there entirely or not at all.
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -34,14 +37,18 @@ pub struct Chained {
 pub fn chain(at: Seq, prev: &str, now: Timestamp, entries: Vec<Entry>) -> Result<Chained, serde_json::Error> {
     let mut chained = Chained { records: Vec::with_capacity(entries.len()), lines: Vec::with_capacity(512) };
     let mut prev = prev.to_owned();
+    let last = at + (entries.len() as Seq).saturating_sub(1);
     for (seq, entry) in (at..).zip(entries) {
+        if seq > at {
+            chained.lines.push(b' ');
+        }
         let start = chained.lines.len();
         write_body(&mut chained.lines, seq, now, &prev, &entry)?;
         let digest = digest_of_body(chained.lines.get(start..).unwrap_or_default());
         chained.lines.extend_from_slice(BEFORE_DIGEST);
         chained.lines.extend_from_slice(digest.as_bytes());
         chained.lines.extend_from_slice(AFTER_DIGEST);
-        chained.lines.push(b'\n');
+        chained.lines.extend_from_slice(if seq < last { b" \n" } else { b"\n" });
         let before = std::mem::replace(&mut prev, digest.clone());
         chained.records.push(Record { seq, at: now, prev: before, entry, digest });
     }
@@ -68,6 +75,10 @@ pub(crate) struct Line<'a> {
     pub(crate) prev: &'a str,
     pub(crate) entry: &'a str,
     pub(crate) digest: &'a str,
+    /// Whether it belongs to the same append as the line before.
+    pub(crate) continues: bool,
+    /// Whether the next line belongs to the same append.
+    pub(crate) continued: bool,
 }
 
 impl<'a> Line<'a> {
@@ -75,6 +86,8 @@ impl<'a> Line<'a> {
     pub(crate) fn read(line: &'a [u8]) -> Result<Self, String> {
         // The digest first: it covers every byte, so that what follows never guesses.
         let shape = || "it is not a record of a journal".to_owned();
+        let (line, continues) = line.strip_prefix(b" ").map_or((line, false), |line| (line, true));
+        let (line, continued) = line.strip_suffix(b" ").map_or((line, false), |line| (line, true));
         let body_length = line
             .len()
             .checked_sub(BEFORE_DIGEST.len() + DIGEST_LENGTH + AFTER_DIGEST.len())
@@ -92,7 +105,7 @@ impl<'a> Line<'a> {
         let (at, rest) = rest.split_once("\",\"prev\":\"").ok_or_else(shape)?;
         let (prev, entry) = rest.split_once("\",\"entry\":").ok_or_else(shape)?;
         let seq = seq.parse().map_err(|_| "its number cannot be read".to_owned())?;
-        Ok(Self { seq, at, prev, entry, digest })
+        Ok(Self { seq, at, prev, entry, digest, continues, continued })
     }
 
     /// Checks that the line follows the record before it.
@@ -154,7 +167,7 @@ mod tests {
         let chained = chain(0, "", Timestamp::UNIX_EPOCH, entries()).unwrap();
         let lines = String::from_utf8(chained.lines).unwrap();
         for (line, record) in lines.lines().zip(&chained.records) {
-            assert_eq!(line, serde_json::to_string(record).unwrap());
+            assert_eq!(line.trim(), serde_json::to_string(record).unwrap());
             assert_eq!(&Line::read(line.as_bytes()).unwrap().record().unwrap(), record);
         }
     }

@@ -40,6 +40,8 @@ struct LockFile {
     file: File,
     identity: (u64, u64),
     mode: Mode,
+    /// What the file holds while this lease stands; empty for a shared one.
+    contents: Vec<u8>,
 }
 
 /// Holds the locked files of a lease; dropped, they are free.
@@ -68,8 +70,9 @@ impl Locks {
     /// Makes a new epoch durable in every file.
     fn begin(&mut self) -> Result<(), JournalError> {
         let mut held = Vec::new();
-        for lock in self.files.iter().filter(|lock| lock.mode == Mode::Exclusive) {
-            held.push((lock, read(&lock.file).map_err(storage("read", &lock.path))?));
+        for lock in self.files.iter_mut().filter(|lock| lock.mode == Mode::Exclusive) {
+            let slots = read(&lock.file).map_err(storage("read", &lock.path))?;
+            held.push((lock, slots));
         }
         let last = held.iter().filter_map(|(_, slots)| slots.as_ref().map(|slots| slots.value.epoch)).max();
         let epoch = last.unwrap_or_default() + 1;
@@ -81,6 +84,7 @@ impl Locks {
             }
             .and_then(|()| lock.file.sync_data())
             .map_err(storage("write", &lock.path))?;
+            lock.contents = read_bytes(&lock.file).map_err(storage("read", &lock.path))?;
         }
         self.epoch = epoch;
         Ok(())
@@ -100,10 +104,13 @@ impl Locks {
             if lock.mode == Mode::Shared {
                 continue;
             }
-            match read(&lock.file).map_err(storage("read", &lock.path))? {
-                Some(slots) if slots.value.epoch == self.epoch => {}
-                Some(slots) => return Err(lost(&format!("is at epoch {}, not {}", slots.value.epoch, self.epoch))),
-                None => return Err(lost("cannot be read")),
+            // Asked before every append: compared, and read only to say what is wrong.
+            let present = read_bytes(&lock.file).map_err(storage("read", &lock.path))?;
+            if present != lock.contents {
+                return Err(lost(&match Slots::<Holding>::read(&present) {
+                    Some(slots) => format!("is at epoch {}, not {}", slots.value.epoch, self.epoch),
+                    None => "cannot be read".into(),
+                }));
             }
         }
         Ok(())
@@ -151,7 +158,7 @@ fn take(directory: &Path, name: LockName, mode: Mode) -> Result<LockFile, Journa
         let identity = (locked.dev(), locked.ino());
         // Removed between open and lock, it excludes nobody: take the one that is there now.
         if std::fs::metadata(&path).is_ok_and(|found| (found.dev(), found.ino()) == identity) {
-            return Ok(LockFile { name, path, file, identity, mode });
+            return Ok(LockFile { name, path, file, identity, mode, contents: Vec::new() });
         }
     }
 }
@@ -169,11 +176,15 @@ fn holder(file: &File, mode: Mode) -> String {
 }
 
 fn read(file: &File) -> io::Result<Option<Slots<Holding>>> {
+    // Empty when it was made and nothing written yet: no lease was ever granted on it.
+    Ok(Slots::read(&read_bytes(file)?))
+}
+
+fn read_bytes(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; SLOTS];
     match file.read_exact_at(&mut bytes, 0) {
-        Ok(()) => Ok(Slots::read(&bytes)),
-        // Made, and nothing written yet: no lease was ever granted on it.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Ok(()) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Vec::new()),
         Err(error) => Err(error),
     }
 }

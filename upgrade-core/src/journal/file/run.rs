@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use super::medium::Medium;
 use super::scan::{FORMAT, Head, damaged, scan};
 use super::slots::{SLOTS, Slots};
 use super::{storage, sync_directory};
@@ -28,9 +29,8 @@ pub(super) struct RunFile {
     slots: Slots<Head>,
     entries: Seq,
     digest: String,
-    /// Where the records end.
-    end: u64,
-    /// Where the file ends.
+    medium: Medium,
+    /// Where the file ends, with the space allocated ahead.
     allocated: u64,
     /// How much is allocated next; zero for nothing.
     chunk: u64,
@@ -58,30 +58,27 @@ impl RunFile {
         let length = SLOTS as u64 + chained.lines.len() as u64;
         let entries = chained.records.len() as Seq;
         let digest = chained.records.last().map(|record| record.digest.clone()).unwrap_or_default();
-        let head =
-            Head { format: FORMAT, entries, length, end: length, digest: digest.clone(), state: None, updated: None };
+        let head = Head { format: FORMAT, entries, length, digest: digest.clone(), state: None, updated: None };
         let (slots, mut bytes) = Slots::start(head).map_err(storage("write", path))?;
         bytes.extend_from_slice(&chained.lines);
+        file.write_all_at(&bytes, 0).map_err(storage("write", &new))?;
+        file.sync_all().map_err(storage("sync", &new))?;
+        std::fs::rename(&new, path).map_err(storage("rename", &new))?;
+        sync_directory(path.parent().unwrap_or(path))?;
         let mut made = Self {
+            medium: Medium::new(&file, path, length).map_err(storage("read", path))?,
             file,
-            path: new,
+            path: path.to_path_buf(),
             slots,
             entries,
             digest,
-            end: length,
-            allocated: 0,
+            allocated: length,
             chunk: FIRST_CHUNK,
             state: None,
             updated: None,
             adopted: false,
             at_rest: false,
         };
-        made.reserve(length);
-        made.file.write_all_at(&bytes, 0).map_err(storage("write", &made.path))?;
-        made.file.sync_all().map_err(storage("sync", &made.path))?;
-        std::fs::rename(&made.path, path).map_err(storage("rename", &made.path))?;
-        sync_directory(path.parent().unwrap_or(path))?;
-        made.path = path.to_path_buf();
         made.note(&chained.records);
         if made.is_final() {
             made.rest()?;
@@ -108,7 +105,7 @@ impl RunFile {
             path: path.to_path_buf(),
             entries,
             digest: found.digest,
-            end: found.end,
+            medium: Medium::new(&file, path, found.end).map_err(storage("read", path))?,
             allocated: found.end,
             chunk: FIRST_CHUNK,
             state: found.items.iter().rev().find_map(|(_, state, _)| *state),
@@ -120,11 +117,12 @@ impl RunFile {
         };
         let durable = opened.slots.value.length;
         let length = opened.file.metadata().map_err(storage("read", path))?.len();
-        opened.at_rest = length == opened.end && durable == opened.end && opened.slots.broken.is_none();
+        let end = found.end;
+        opened.at_rest = length == end && durable == end && opened.slots.broken.is_none();
         if !opened.at_rest {
             // After a sync that failed, these bytes may stand in memory alone, marked as written:
             // only writing them again makes the next sync carry them to the disk.
-            let mut beyond = vec![0; opened.end.saturating_sub(durable) as usize];
+            let mut beyond = vec![0; end.saturating_sub(durable) as usize];
             opened.file.read_exact_at(&mut beyond, durable).map_err(storage("read", path))?;
             opened.file.write_all_at(&beyond, durable).map_err(storage("write", path))?;
             opened.rest()?;
@@ -145,52 +143,37 @@ impl RunFile {
     /// Writes records and returns when they are durable. After an error nothing more may be
     /// written: what stands in the file is not known.
     pub(super) fn append(&mut self, chained: &Chained) -> Result<(), JournalError> {
-        let end = self.end + chained.lines.len() as u64;
         self.at_rest = false;
-        self.reserve(end);
-        let head = Head {
-            format: FORMAT,
-            entries: self.entries,
-            length: self.end,
-            end,
-            digest: self.digest.clone(),
-            state: None,
-            updated: None,
-        };
-        self.file.write_all_at(&chained.lines, self.end).map_err(storage("write", &self.path))?;
-        self.slots.write(&self.file, head).map_err(storage("write", &self.path))?;
-        self.file.sync_data().map_err(storage("sync", &self.path))?;
-        self.end = end;
-        self.allocated = self.allocated.max(end);
+        self.reserve(self.medium.end() + chained.lines.len() as u64)?;
+        self.medium.append(&self.file, &chained.lines).map_err(storage("write", &self.path))?;
         self.entries += chained.records.len() as Seq;
         if let Some(last) = chained.records.last() {
             self.digest.clone_from(&last.digest);
         }
+        // Not synced: what it says is durable already, and it goes to the disk in its own time.
+        let head = self.head();
+        self.slots.write(&self.file, head).map_err(storage("write", &self.path))?;
         let was_final = self.is_final();
         self.note(&chained.records);
         // A run that is over is listed for years: let its head tell, so that nobody reads the rest.
         if self.is_final() && !was_final { self.rest() } else { Ok(()) }
     }
 
-    /// Makes the head exact and cuts what was allocated ahead.
+    /// Makes the head durable and cuts what was allocated ahead.
     pub(super) fn rest(&mut self) -> Result<(), JournalError> {
         if self.at_rest {
             return Ok(());
         }
         let head = Head {
-            format: FORMAT,
-            entries: self.entries,
-            length: self.end,
-            end: self.end,
-            digest: self.digest.clone(),
             // Without a state, a list reads the whole run and finds the definition adopted last.
             state: (!self.adopted).then(|| self.state.unwrap_or(RunState::Checking)),
             updated: self.updated,
+            ..self.head()
         };
         self.slots.write(&self.file, head).map_err(storage("write", &self.path))?;
-        self.file.set_len(self.end).map_err(storage("cut", &self.path))?;
+        self.file.set_len(self.medium.end()).map_err(storage("cut", &self.path))?;
         self.file.sync_all().map_err(storage("sync", &self.path))?;
-        self.allocated = self.end;
+        self.allocated = self.medium.end();
         self.at_rest = true;
         if self.is_final() {
             self.chunk = 0;
@@ -198,19 +181,32 @@ impl RunFile {
         Ok(())
     }
 
-    /// Allocates space ahead of `end`, so that most syncs find the file's length and blocks as
-    /// they are and write data alone.
+    fn head(&self) -> Head {
+        Head {
+            format: FORMAT,
+            entries: self.entries,
+            length: self.medium.end(),
+            digest: self.digest.clone(),
+            state: None,
+            updated: None,
+        }
+    }
+
+    /// Allocates space ahead of `end`, so that appends find the file's length and blocks as they
+    /// are and write data alone.
     ///
     /// Zeros are written out: blocks that are only reserved change their state at the first
     /// write, and the sync pays for it.
-    fn reserve(&mut self, end: u64) {
+    fn reserve(&mut self, end: u64) -> Result<(), JournalError> {
         if self.chunk == 0 || end <= self.allocated {
-            return;
+            self.allocated = self.allocated.max(end);
+            return Ok(());
         }
-        let target = end + self.chunk;
+        let target = (end + self.chunk).next_multiple_of(4096);
         let zeros = vec![0; (target - self.allocated) as usize];
         match self.file.write_all_at(&zeros, self.allocated) {
             Ok(()) => {
+                self.file.sync_data().map_err(storage("sync", &self.path))?;
                 self.allocated = target;
                 self.chunk = (self.chunk * 2).min(LARGEST_CHUNK);
             }
@@ -218,10 +214,11 @@ impl RunFile {
                 // The disk is nearly full: what room there is belongs to the record. If that
                 // cannot be written either, the append says so.
                 self.chunk = 0;
-                let _ = self.file.set_len(self.end.min(self.allocated));
-                self.allocated = self.end.min(self.allocated);
+                self.file.set_len(self.medium.end()).map_err(storage("cut", &self.path))?;
+                self.allocated = end;
             }
         }
+        Ok(())
     }
 
     fn note(&mut self, records: &[Record]) {

@@ -1,19 +1,24 @@
 //! Reads the file of a run: what is known durable must be whole, what lies beyond may be torn.
 //!
 //! ```text
-//! line 1, 2   head: two slots, see `slots`; says what was durable before the last append
+//! line 1, 2   head: two slots, see `slots`; says how far the records are known durable
 //! line 3 …    records, up to the head's `length`: any damage is refused
-//!         …   the last append, up to the head's `end`: whole, or dropped as a torn write
+//!         …   later appends; the last may be torn
 //! zeros       space allocated ahead; a line of JSON never starts with one
 //! ```
 //!
-//! A write that never returned may have reached the disk in any part and order, so what lies
-//! beyond `length` counts only if all of it is whole: an append is kept entirely or not at all.
-//! What lies beyond `end` belongs to an append whose slot never became durable; nobody was told
-//! that it succeeded. When one slot is damaged, `end` may be an older one: then every whole
-//! record is kept.
+//! The head is written after each append and not synced: it outlives its process at once, a loss
+//! of power a little later. Each append was durable before the next began, so beyond the head
+//! only the last one can be torn, and an append is kept entirely or not at all: the lines say
+//! which of them belong together. A damaged line with a later append behind it is damage, not a
+//! torn write.
+//!
+//! A reader beside a driver may meet an append half written and later ones behind it. The head
+//! has moved on then, and `settled` reads again: now the head vouches for it.
 
-use std::io::{self, BufRead, Read};
+use std::fs::File;
+use std::io::{self, BufRead, Read, Seek};
+use std::os::unix::fs::FileExt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -38,8 +43,6 @@ pub(super) struct Head {
     pub(super) entries: Seq,
     /// Where they end in the file.
     pub(super) length: u64,
-    /// Where the append ends that was being written; equals `length` in a file at rest.
-    pub(super) end: u64,
     /// The digest of the last entry known durable.
     pub(super) digest: String,
     /// The state that the run was left in, in a file at rest.
@@ -86,10 +89,42 @@ pub(super) fn read_head(reader: &mut impl Read, place: &str) -> Result<Slots<Hea
     if head.format > FORMAT {
         return Err(JournalError::Format { place: place.into(), found: head.format, known: FORMAT });
     }
-    if head.length < SLOTS as u64 || head.end < head.length {
+    if head.length < SLOTS as u64 {
         return Err(damaged(place, 1, "the head contradicts itself"));
     }
     Ok(slots)
+}
+
+/// Reads a file until what was read is not that of a driver in the middle of a write.
+pub(super) fn settled<T>(
+    file: &File,
+    place: &str,
+    mut read: impl FnMut(&File) -> Result<T, JournalError>,
+) -> Result<T, JournalError> {
+    let mut before = None;
+    for _ in 0..1000 {
+        match read_again(file, place, &mut read) {
+            Err(error @ JournalError::Damaged { .. }) => {
+                let mut bytes = vec![0; SLOTS];
+                let head = file.read_exact_at(&mut bytes, 0).is_ok().then_some(bytes);
+                if head == before {
+                    return Err(error);
+                }
+                before = head;
+            }
+            answer => return answer,
+        }
+    }
+    read_again(file, place, &mut read)
+}
+
+fn read_again<T>(
+    mut file: &File,
+    place: &str,
+    read: &mut impl FnMut(&File) -> Result<T, JournalError>,
+) -> Result<T, JournalError> {
+    file.rewind().map_err(|source| JournalError::Storage { action: "read", path: place.into(), source })?;
+    read(file)
 }
 
 /// Finds out whether a head that cannot be read is one of a newer format, whatever its shape.
@@ -118,71 +153,124 @@ pub(super) fn scan<T>(
     let failed = |source| JournalError::Storage { action: "read", path: place.into(), source };
     let slots = read_head(reader, place)?;
     let head = &slots.value;
-    let bound = if slots.broken.is_some() { u64::MAX } else { head.end };
 
     let mut items = Vec::new();
     let mut buffer = Vec::new();
     let (mut position, mut line, mut seq) = (SLOTS as u64, FIRST_LINE, 0);
     // None after a damaged line: what stood in it is not known.
     let mut prev = Some(String::new());
-    let mut durable = None;
+    let mut continued = Some(false);
+    let mut at_head = false;
+    // Where the last whole append ends, beyond the head.
+    let mut whole = (0, position, String::new());
     let mut torn = None;
     loop {
-        if position >= head.length && durable.is_none() {
-            if seq != head.entries || prev.as_ref().is_some_and(|prev| *prev != head.digest) {
-                report(line.saturating_sub(1), "it is not the record that the head names here".into())?;
+        if position >= head.length && continued != Some(true) {
+            if !at_head {
+                at_head = true;
+                if position != head.length || seq != head.entries || prev.as_ref().is_some_and(|p| *p != head.digest) {
+                    report(line.saturating_sub(1), "it is not the record that the head names here".into())?;
+                }
             }
-            durable = Some(items.len());
+            whole = (items.len(), position, prev.clone().unwrap_or_default());
         }
-        if position >= bound {
-            break;
-        }
-        let limit = if position < head.length { head.length } else { bound } - position;
         let first = reader.fill_buf().map_err(failed)?.first().copied();
-        if matches!(first, None | Some(0)) {
-            if position < head.length {
-                let missing = head.entries.saturating_sub(seq);
-                report(line, format!("the file ends here, and {missing} more entries are known to have been written"))?;
-            } else if bound != u64::MAX {
-                torn = Some((line, "the last append is missing".into()));
+        let below = position < head.length;
+        if below && matches!(first, None | Some(0)) {
+            let missing = head.entries.saturating_sub(seq);
+            report(line, format!("the file ends here, and {missing} more entries are known to have been written"))?;
+            break;
+        }
+        if first.is_none() {
+            if continued == Some(true) {
+                torn = Some((line, "the rest of its append is missing".into()));
             }
             break;
+        }
+        if !at_head && !below {
+            report(line, "the head names the middle of an append".into())?;
+            at_head = true;
         }
         buffer.clear();
+        let limit = if below { head.length - position } else { u64::MAX };
         reader.take(limit).read_until(b'\n', &mut buffer).map_err(failed)?;
         let read = match buffer.strip_suffix(b"\n") {
             Some(text) => Line::read(text).and_then(|text| {
                 text.follows(seq, prev.as_deref().unwrap_or(text.prev))?;
-                Ok((item(&text)?, text.digest.to_owned()))
+                if continued.is_some_and(|continued| continued != text.continues) {
+                    return Err("it does not belong to the append that it stands in".into());
+                }
+                Ok((item(&text)?, text.digest.to_owned(), text.continued))
             }),
             None => Err("it is not terminated".into()),
         };
         match read {
-            Ok((item, digest)) => {
+            Ok((item, digest, more)) => {
                 items.push(item);
                 prev = Some(digest);
+                continued = Some(more);
                 seq += 1;
             }
-            Err(reason) if position >= head.length => {
-                torn = Some((line, reason));
+            Err(reason) if !below => {
+                if later_append(reader, &buffer).map_err(failed)? {
+                    report(line, reason)?;
+                } else if buffer.iter().any(|byte| *byte != 0) || continued == Some(true) {
+                    torn = Some((line, reason));
+                }
                 break;
             }
             Err(reason) => {
                 report(line, reason)?;
                 // To name the damaged lines and not every line after one, go on from what this
                 // one says of itself, if it is whole.
-                let whole = buffer.strip_suffix(b"\n").and_then(|text| Line::read(text).ok());
-                prev = whole.map(|line| line.digest.to_owned());
-                seq = whole.map_or(seq, |line| line.seq) + 1;
+                let kept = buffer.strip_suffix(b"\n").and_then(|text| Line::read(text).ok());
+                prev = kept.map(|line| line.digest.to_owned());
+                continued = kept.map(|line| line.continued);
+                seq = kept.map_or(seq, |line| line.seq) + 1;
             }
         }
         position += buffer.len() as u64;
         line += 1;
     }
-    if torn.is_some() && slots.broken.is_none() {
-        items.truncate(durable.unwrap_or_default());
-        position = head.length;
-        prev = Some(head.digest.clone());
+    let (kept, end, digest) = whole;
+    items.truncate(kept);
+    Ok(Scan { slots, items, end, digest, torn })
+}
+
+/// Tells whether another append follows the one that a damaged line belongs to.
+fn later_append(reader: &mut impl BufRead, damaged: &[u8]) -> io::Result<bool> {
+    let mut ended = false;
+    let mut buffer = damaged.to_vec();
+    let mut first = true;
+    loop {
+        if ended && buffer.iter().any(|byte| *byte != 0) {
+            return Ok(true);
+        }
+        if let Some((place, line)) = last_whole(&buffer) {
+            // The damaged line itself, or all of it but the space that it began with, is no later
+            // one.
+            if !line.continues && !(first && place <= 1) {
+                return Ok(true);
+            }
+            ended = !line.continued;
+        }
+        first = false;
+        buffer.clear();
+        if reader.read_until(b'\n', &mut buffer)? == 0 {
+            return Ok(false);
+        }
     }
-    Ok(Scan { end: position, digest: prev.unwrap_or_default(), items, torn, slots })
+}
+
+/// Finds the whole line that some bytes end in; where a line end was damaged, it is not at their
+/// start.
+fn last_whole(bytes: &[u8]) -> Option<(usize, Line<'_>)> {
+    const START: &[u8] = b"{\"seq\":";
+    let text = bytes.strip_suffix(b"\n")?;
+    if let Ok(line) = Line::read(text) {
+        return Some((0, line));
+    }
+    let place = text.windows(START.len()).rposition(|window| window == START)?;
+    let place = if place > 0 && text[place - 1] == b' ' { place - 1 } else { place };
+    Line::read(&text[place..]).ok().map(|line| (place, line))
 }

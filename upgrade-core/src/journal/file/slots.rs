@@ -3,7 +3,7 @@
 //! Each slot is a line of JSON padded with spaces, with a turn and a checksum. Writing replaces
 //! the older one, so that the newer stays whole until the write after it; reading takes the
 //! newest that is whole. The value needs no sync of its own: what it says was true before the
-//! write that carries it.
+//! write that carries it, and stays true.
 
 use std::fs::File;
 use std::io;
@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::sealed::sha256_hex;
 
-/// Length of one slot: a disk sector, the unit that a disk writes whole or not at all.
-pub(super) const SLOT: usize = 512;
+/// Length of one slot: both together fill a block, so that they share none with what follows.
+pub(super) const SLOT: usize = 2048;
 /// Length of both slots.
 pub(super) const SLOTS: usize = 2 * SLOT;
 
@@ -126,7 +126,7 @@ mod tests {
         torn[newest * SLOT + 20] ^= 1;
         let read = Slots::<u64>::read(&torn).unwrap();
         assert_eq!((read.value, read.broken), (4, Some(newest)));
-        torn[(1 - newest) * SLOT + 511] = b' ';
+        torn[(1 - newest) * SLOT + SLOT - 1] = b' ';
         assert!(Slots::<u64>::read(&torn).is_none());
     }
 

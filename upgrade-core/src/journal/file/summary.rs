@@ -1,11 +1,11 @@
 //! Describes runs for a list without reading those that are over from end to end.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::run::{is_adoption, state_of};
-use super::scan::{FIRST_LINE, damaged, read_head, scan};
+use super::scan::{FIRST_LINE, damaged, read_head, scan, settled};
 use super::storage;
 use crate::entry::{Entry, Header};
 use crate::journal::chain::Line;
@@ -45,7 +45,7 @@ pub(super) fn summarize(path: &Path, run: &RunId) -> RunSummary {
 
 fn fill(summary: &mut RunSummary, path: &Path) -> Result<(), JournalError> {
     let place = path.display().to_string();
-    let mut file = File::open(path).map_err(storage("open", path))?;
+    let file = File::open(path).map_err(storage("open", path))?;
     let length = file.metadata().map_err(storage("read", path))?.len();
     let mut reader = BufReader::with_capacity(16 * 1024, &file);
     let slots = read_head(&mut reader, &place)?;
@@ -70,21 +70,22 @@ fn fill(summary: &mut RunSummary, path: &Path) -> Result<(), JournalError> {
         summary.entries = head.entries;
         return Ok(());
     }
-    file.seek(SeekFrom::Start(0)).map_err(storage("read", path))?;
-    let found = scan(
-        &mut BufReader::with_capacity(64 * 1024, &file),
-        &place,
-        |line| {
-            if is_adoption(line.entry)
-                && let Entry::DefinitionAdopted { definition, .. } = line.record()?.entry
-            {
-                summary.fingerprint = definition.fingerprint;
-                summary.base_fingerprint = definition.base_fingerprint;
-            }
-            Ok((line.at()?, state_of(line.entry)?))
-        },
-        |line, reason| Err(damaged(&place, line, reason)),
-    )?;
+    let found = settled(&file, &place, |file| {
+        scan(
+            &mut BufReader::with_capacity(64 * 1024, file),
+            &place,
+            |line| {
+                if is_adoption(line.entry)
+                    && let Entry::DefinitionAdopted { definition, .. } = line.record()?.entry
+                {
+                    summary.fingerprint = definition.fingerprint;
+                    summary.base_fingerprint = definition.base_fingerprint;
+                }
+                Ok((line.at()?, state_of(line.entry)?))
+            },
+            |line, reason| Err(damaged(&place, line, reason)),
+        )
+    })?;
     summary.entries = found.items.len() as u64;
     summary.state = Some(found.items.iter().rev().find_map(|(_, state)| *state).unwrap_or(RunState::Checking));
     summary.updated = found.items.last().map(|(at, _)| *at);
