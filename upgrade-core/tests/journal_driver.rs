@@ -144,7 +144,8 @@ impl SmallDisk {
     /// Mounts a file system of 64 KiB; that takes root.
     fn mount() -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(directory.path()).output();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(directory.path()).output();
         if mount.is_ok_and(|output| output.status.success()) {
             return Some(Self(directory));
         }

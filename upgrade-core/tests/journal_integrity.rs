@@ -147,7 +147,9 @@ async fn every_flipped_bit_of_a_record_at_rest_is_refused_with_its_line() {
 async fn every_flipped_bit_of_the_append_in_flight_cuts_it() {
     let sample = Sample::new(50).await;
     let last = sample.lines().pop().unwrap();
-    every_bit(&sample.killed, last.clone(), |bit, answer| assert_eq!(answer.unwrap(), sample.records[..49], "bit {bit}"));
+    every_bit(&sample.killed, last.clone(), |bit, answer| {
+        assert_eq!(answer.unwrap(), sample.records[..49], "bit {bit}")
+    });
     every_bit(&sample.killed, last.end..last.end + 50, |bit, answer| {
         assert_eq!(answer.unwrap(), sample.records, "bit {bit} of the allocated space");
     });

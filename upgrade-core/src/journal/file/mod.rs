@@ -14,6 +14,7 @@
 mod cipher;
 mod lease;
 mod medium;
+mod read;
 mod requests;
 mod run;
 mod scan;
@@ -23,7 +24,7 @@ mod summary;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,7 +39,7 @@ use self::lease::Locks;
 use self::requests::make_directory;
 use self::run::RunFile;
 use self::sealed::{FileSealed, Seal};
-use super::chain::{Line, chain};
+use super::chain::chain;
 use super::{Hold, Journal, JournalError, Lease, RunSummary};
 use crate::entry::{Entry, Record, Request};
 use crate::names::{LockName, RunId, Seq};
@@ -126,7 +127,7 @@ impl FileJournal {
     /// There is no such run, or its file cannot be read.
     pub async fn verify(&self, run: &RunId) -> Result<Vec<Fault>, JournalError> {
         let (path, run) = (self.run_path(run), run.clone());
-        off_thread(move || verify(&path, &run)).await?
+        off_thread(move || read::verify(&path, &run)).await?
     }
 
     fn run_path(&self, run: &RunId) -> PathBuf {
@@ -195,7 +196,7 @@ impl Journal for FileJournal {
 
     async fn load(&self, run: &RunId) -> Result<Vec<Record>, JournalError> {
         let (path, run) = (self.run_path(run), run.clone());
-        off_thread(move || load(&path, &run)).await?
+        off_thread(move || read::load(&path, &run)).await?
     }
 
     async fn runs(&self) -> Result<Vec<RunSummary>, JournalError> {
@@ -337,89 +338,13 @@ impl Hold for FileHold {
     }
 }
 
-fn open(path: &Path, run: &RunId) -> Result<File, JournalError> {
-    File::open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => JournalError::NoRun(run.clone()),
-        _ => storage("open", path)(error),
-    })
-}
-
-fn load(path: &Path, run: &RunId) -> Result<Vec<Record>, JournalError> {
-    let place = path.display().to_string();
-    scan::settled(&open(path, run)?, &place, |file| read_records(&mut reader(file), &place, Some(run)))
-}
-
-fn reader(file: &File) -> BufReader<&File> {
-    BufReader::with_capacity(64 * 1024, file)
-}
-
-fn read_records(reader: &mut impl BufRead, place: &str, run: Option<&RunId>) -> Result<Vec<Record>, JournalError> {
-    let mut refused = None;
-    let found = scan::scan(
-        reader,
-        place,
-        |line| {
-            let record = line.record()?;
-            if let (Entry::RunCreated(header), 0) = (&record.entry, record.seq) {
-                summary::check_header(header, run.unwrap_or(&header.run), place).map_err(|error| {
-                    let reason = error.to_string();
-                    refused = Some(error);
-                    reason
-                })?;
-            }
-            Ok(record)
-        },
-        |line, reason| Err(scan::damaged(place, line, reason)),
-    );
-    // What a header says of its format comes before what its line is called for it.
-    refused.map_or_else(|| found.map(|found| found.items), Err)
-}
-
-fn verify(path: &Path, run: &RunId) -> Result<Vec<Fault>, JournalError> {
-    let place = path.display().to_string();
-    let file = open(path, run)?;
-    let mut faults = Vec::new();
-    let found = scan::scan(
-        &mut reader(&file),
-        &place,
-        |line: &Line<'_>| {
-            let record = line.record()?;
-            match (&record.entry, record.seq) {
-                (Entry::RunCreated(header), 0) => {
-                    summary::check_header(header, run, &place).map_err(|error| error.to_string())
-                }
-                _ => Ok(()),
-            }
-        },
-        |line, reason| {
-            faults.push(Fault { line, reason, harmless: false });
-            Ok(())
-        },
-    );
-    match found {
-        Ok(found) => {
-            if let Some(slot) = found.slots.broken {
-                let reason = "this slot of the head is damaged; the other one stands".into();
-                faults.push(Fault { line: slot as u64 + 1, reason, harmless: true });
-            }
-            if let Some((line, reason)) = found.torn {
-                faults.push(Fault { line, reason: format!("a torn write: {reason}"), harmless: true });
-            }
-        }
-        Err(JournalError::Damaged { line, reason, .. }) => faults.push(Fault { line, reason, harmless: false }),
-        Err(error) => return Err(error),
-    }
-    faults.sort_by_key(|fault| fault.line);
-    Ok(faults)
-}
-
 /// Reads bytes as the file of a run, as [`Journal::load`] does; for fuzzing.
 ///
 /// # Errors
 /// As [`Journal::load`].
 #[cfg(feature = "testkit")]
 pub fn read_bytes(mut bytes: &[u8]) -> Result<Vec<Record>, JournalError> {
-    read_records(&mut bytes, "bytes", None)
+    read::read_records(&mut bytes, "bytes", None)
 }
 
 /// Runs what blocks where it does not hold up the runtime. It runs to its end even if the caller

@@ -249,7 +249,8 @@ fn later_append(reader: &mut impl BufRead, damaged: &[u8]) -> io::Result<bool> {
         if let Some((place, line)) = last_whole(&buffer) {
             // The damaged line itself, or all of it but the space that it began with, is no later
             // one.
-            if !line.continues && !(first && place <= 1) {
+            let itself = first && place <= 1;
+            if !line.continues && !itself {
                 return Ok(true);
             }
             ended = !line.continued;
