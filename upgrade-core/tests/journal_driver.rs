@@ -1,5 +1,6 @@
 //! The driver's side of the file journal: leases that are lost or left behind, disks that fail.
 #![cfg(feature = "testkit")]
+#![cfg(test)]
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, PermissionsExt};

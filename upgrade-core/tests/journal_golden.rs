@@ -1,5 +1,6 @@
 //! Journals of every released format stay readable.
 #![cfg(feature = "testkit")]
+#![cfg(test)]
 
 use std::path::Path;
 use std::time::Duration;

@@ -129,7 +129,9 @@ async fn every_flipped_bit_of_the_head_is_harmless() {
     // Few records: each bit reads them all.
     let sample = Sample::new(3).await;
     for image in [&sample.rest, &sample.killed] {
-        every_bit(image, 0..HEAD, |bit, answer| assert_eq!(answer.unwrap(), sample.records, "bit {bit}"));
+        every_bit(image, 0..HEAD, |bit, answer| {
+            assert_eq!(answer.unwrap(), sample.records, "bit {bit}");
+        });
     }
 }
 
@@ -139,7 +141,9 @@ async fn every_flipped_bit_of_a_record_at_rest_is_refused_with_its_line() {
     let lines = sample.lines();
     assert_eq!(lines.len(), 50);
     for (number, line) in lines.into_iter().enumerate() {
-        every_bit(&sample.rest, line, |bit, answer| assert_eq!(damaged_line(answer), number as u64 + 3, "bit {bit}"));
+        every_bit(&sample.rest, line, |bit, answer| {
+            assert_eq!(damaged_line(answer), number as u64 + 3, "bit {bit}");
+        });
     }
 }
 
@@ -148,7 +152,7 @@ async fn every_flipped_bit_of_the_append_in_flight_cuts_it() {
     let sample = Sample::new(50).await;
     let last = sample.lines().pop().unwrap();
     every_bit(&sample.killed, last.clone(), |bit, answer| {
-        assert_eq!(answer.unwrap(), sample.records[..49], "bit {bit}")
+        assert_eq!(answer.unwrap(), sample.records[..49], "bit {bit}");
     });
     every_bit(&sample.killed, last.end..last.end + 50, |bit, answer| {
         assert_eq!(answer.unwrap(), sample.records, "bit {bit} of the allocated space");
