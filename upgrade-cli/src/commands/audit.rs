@@ -60,7 +60,7 @@ impl Audit {
                 None => journal.runs().await?,
             };
             match &self.what {
-                What::Verify(_) => verify(session.console, &*journal, &runs).await,
+                What::Verify(_) => verify(session.console, &journal, &runs).await,
                 What::Export(_) => export(&*journal, &runs).await,
             }
         })

@@ -29,7 +29,8 @@ pub(crate) fn describe(record: &Record, palette: Palette, verbose: bool) -> Opti
             if *phase == Phase::Guard && verdict.status == Status::Pass && !verbose {
                 return None;
             }
-            let label = if *phase == Phase::Pre { String::new() } else { format!(" {}", p.faint(phase)) };
+            let label =
+                if *phase == Phase::Pre { String::new() } else { format!(" {}", p.faint(format_args!("({phase})"))) };
             answer(&format!("{}{label}", p.strong(check)), verdict, p)
         }
         Entry::GuardChanged { guard, breached: true, verdict, .. } => {

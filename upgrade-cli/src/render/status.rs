@@ -47,7 +47,7 @@ fn is_driven(state: RunState) -> bool {
 pub(crate) fn text(run: &Run, driver: Option<&Driver>, p: Palette) -> String {
     let state = run.state();
     let mut text = format!("{} · run {}\n", p.strong(Title::from(run.header())), run.id());
-    text += &format!("{}", painted(state, p));
+    text += &painted(state, p);
     if let Some(from) = run.held_from() {
         text += &format!(" while {from}");
     }

@@ -1,5 +1,7 @@
 //! What the command prints about itself.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::Value;
 
 use crate::world::World;
@@ -79,11 +81,13 @@ fn the_schema_takes_what_the_command_takes_and_refuses_what_it_refuses() {
     let world = World::new();
     let schema: Value = serde_json::from_str(&world.upgrade(&["schema"]).exits(0).stdout).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
-    let examples = [include_str!("../../src/commands/init.yaml")];
-    for example in examples {
-        let example = yaml(example);
-        let errors: Vec<String> = validator.iter_errors(&example).map(|error| error.to_string()).collect();
-        assert!(errors.is_empty(), "{errors:?}");
+    let shipped = examples(&PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")));
+    assert!(!shipped.is_empty());
+    for file in shipped.iter().chain([&PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/commands/init.yaml"))]) {
+        let example = yaml(&std::fs::read_to_string(file).unwrap());
+        let errors: Vec<String> =
+            validator.iter_errors(&example).map(|error| format!("{}: {error}", error.instance_path())).collect();
+        assert!(errors.is_empty(), "{}: {errors:#?}", file.display());
     }
     for wrong in [
         "{ upgrade: notes, setps: [] }",
@@ -92,6 +96,17 @@ fn the_schema_takes_what_the_command_takes_and_refuses_what_it_refuses() {
     ] {
         assert!(!validator.is_valid(&yaml(wrong)), "{wrong}");
     }
+}
+
+/// Lists the pipeline files below a directory.
+fn examples(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let below = |path: PathBuf| if path.is_dir() { examples(&path) } else { vec![path] };
+    let is_pipeline = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| extension == "yaml")
+            && std::fs::read_to_string(path).unwrap().lines().any(|line| line.starts_with("upgrade:"))
+    };
+    entries.flat_map(below).filter(is_pipeline).collect()
 }
 
 fn yaml(text: &str) -> Value {

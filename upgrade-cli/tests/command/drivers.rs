@@ -1,5 +1,10 @@
 //! Two processes, one run: requests to a living driver, signals, and a driver that dies.
 
+use std::time::{Duration, Instant};
+
+use upgrade_core::journal::Journal;
+use upgrade_core::journal::file::FileJournal;
+
 use crate::world::World;
 
 #[test]
@@ -102,7 +107,7 @@ fn a_second_interrupt_cancels_the_step_and_rolls_back() {
     reaches_slow_step(&world);
     driver.signal("-INT");
     // Signals of one kind that come together are one.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300));
     driver.signal("-INT");
     assert_eq!(driver.ends(), Some(4));
     world.is_old();
@@ -119,7 +124,7 @@ fn a_third_interrupt_is_a_crash_that_can_be_rolled_back() {
     reaches_slow_step(&world);
     for _ in 0..3 {
         driver.signal("-INT");
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(300));
     }
     assert_eq!(driver.ends(), None);
     world.upgrade(&["status"]).exits(0).says("nobody drives it");
@@ -142,6 +147,32 @@ fn a_driver_that_dies_while_it_is_followed_is_told_of() {
     });
     world.upgrade(&["rollback"]).exits(0);
     world.is_old();
+}
+
+#[test]
+fn a_request_that_was_answered_before_a_crash_is_not_taken_up_again() {
+    let world = World::new();
+    world.pipeline("{ confirm_within: 1h }");
+    world.upgrade(&["run", "upgrade.yaml", "--detach"]).exits(6);
+    world.upgrade(&["stop"]).exits(0);
+    let run = world.reaches("held");
+    // The crash came after the answer was durable and before the request was removed.
+    let records = world.upgrade(&["audit", "export"]).exits(0).objects();
+    let received = records.iter().find(|record| record["entry"]["type"] == "request_received").unwrap();
+    let request = serde_json::from_value(received["entry"]["request"].clone()).unwrap();
+    let journal = FileJournal::open(world.path(".upgrade")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let run = run.parse().unwrap();
+    runtime.block_on(journal.post(&run, &request)).unwrap();
+
+    let driver = world.start(&["resume"]);
+    let end = Instant::now() + Duration::from_secs(30);
+    while !runtime.block_on(journal.requests(&run)).unwrap().is_empty() {
+        assert!(Instant::now() < end, "it is never removed");
+    }
+    world.reaches("probation");
+    world.upgrade(&["rollback"]).exits(0);
+    assert_eq!(driver.ends(), Some(4));
 }
 
 #[test]

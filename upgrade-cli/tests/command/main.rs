@@ -1,4 +1,5 @@
 //! The command as its users meet it: real files, real processes, exit statuses, both outputs.
+#![cfg(test)]
 
 mod documents;
 mod drivers;

@@ -395,7 +395,10 @@ impl<'a> Driver<'a> {
         self.lease.verify().await?;
         for request in self.executor.journal.requests(self.run.id()).await? {
             self.withdraw.push(request.id.clone());
-            self.take_up(request)?;
+            // The answer is durable before the request is withdrawn; a crash may come in between.
+            if !self.run.has_answered(&request.id) {
+                self.take_up(request)?;
+            }
         }
         if let (Some(budget), Some(started), false) =
             (self.pipeline.budget.rollback, self.run.rollback_started, self.run.alarmed)

@@ -1,6 +1,6 @@
 //! What a run's journal says: the state that every decision is made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -41,6 +41,7 @@ pub struct Run {
     pub(crate) verified: bool,
     pub(crate) alarmed: bool,
     requests: BTreeMap<String, Request>,
+    answered: BTreeSet<String>,
     pub(crate) clock_started: Timestamp,
     pub(crate) rollback_started: Option<Timestamp>,
     created: Timestamp,
@@ -172,6 +173,7 @@ impl Run {
             verified: false,
             alarmed: false,
             requests: BTreeMap::new(),
+            answered: BTreeSet::new(),
             clock_started: at,
             rollback_started: None,
             created: at,
@@ -207,6 +209,7 @@ impl Run {
             Entry::RequestAnswered { id, refused } => {
                 let request =
                     self.requests.remove(id).ok_or_else(|| format!("it answers a request `{id}` that was not made"))?;
+                self.answered.insert(id.clone());
                 if refused.is_none() {
                     self.grant(&request);
                 }
@@ -454,6 +457,11 @@ impl Run {
     /// Returns whether the system was well after the rollback.
     pub fn health(&self) -> Option<Health> {
         self.health
+    }
+
+    /// Tells whether a request was answered: one that a crash left behind is not taken up again.
+    pub(crate) fn has_answered(&self, request: &str) -> bool {
+        self.answered.contains(request)
     }
 
     /// Lists the steps that an entry speaks of.
