@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use semver::Version;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::calls::Caller;
+use super::clock::Clock;
 use super::state::Run;
 use super::{Executor, ExecutorError, RunOptions};
 use crate::context::Context;
@@ -305,6 +307,7 @@ impl Executor {
             observers: self.observers.clone(),
             checkpoints: tokio::sync::mpsc::unbounded_channel().0,
             lease: None,
+            clock: Clock::new(),
             dry_run: true,
         }
     }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::calls::{Caller, Checkpoint, Ended};
+use super::clock::Clock;
 use super::decide::{Action, Call, Circumstances, Decision, is_past_pivot, is_urgent};
 use super::guards::{Guards, Sample};
 use super::state::Run;
@@ -90,6 +91,7 @@ impl<'a> Driver<'a> {
             observers: executor.observers.clone(),
             checkpoints: checkpoint_sender,
             lease: Some(lease.clone()),
+            clock: Clock::new(),
             dry_run: false,
         };
         Ok(Self {
@@ -120,7 +122,7 @@ impl<'a> Driver<'a> {
 
     /// Takes an entry into the state; it becomes durable with the next [`Driver::flush`].
     pub(crate) fn note(&mut self, entry: Entry) -> Result<(), ExecutorError> {
-        self.run.apply(&entry, Timestamp::now()).map_err(|reason| ExecutorError::Corrupt {
+        self.run.apply(&entry, self.caller.clock.now()).map_err(|reason| ExecutorError::Corrupt {
             run: self.run.id().to_string(),
             line: self.run.entries() + 1,
             reason,
@@ -179,7 +181,7 @@ impl<'a> Driver<'a> {
             if let Some(outcome) = end {
                 return Ok(outcome);
             }
-            let wake = wake.map(instant_of);
+            let wake = wake.map(|at| Instant::now() + self.caller.clock.until(at));
             tokio::select! {
                 biased;
                 Some(joined) = self.tasks.join_next_with_id() => self.absorb(joined)?,
@@ -205,7 +207,7 @@ impl<'a> Driver<'a> {
         let decision = loop {
             let around = Circumstances {
                 in_flight: &self.in_flight,
-                now: Timestamp::now(),
+                now: self.caller.clock.now(),
                 undo_estimate_ms: self.undo_estimate(),
             };
             let decision = (self.executor.decide)(&self.pipeline, &self.run, &around);
@@ -373,7 +375,7 @@ impl<'a> Driver<'a> {
         };
         let delay = retry.delay_after(failures + 1).filter(|_| worth_it);
         let retry_at =
-            delay.and_then(|delay| Timestamp::now().checked_add(jiff::SignedDuration::try_from(delay).ok()?).ok());
+            delay.and_then(|delay| self.caller.clock.now().checked_add(jiff::SignedDuration::try_from(delay).ok()?).ok());
         self.note(Entry::StepFailed { step, direction, attempt: attempt + 1, error, retry_at, elapsed_ms })
     }
 
@@ -401,7 +403,7 @@ impl<'a> Driver<'a> {
             (self.pipeline.budget.rollback, self.run.rollback_started, self.run.alarmed)
             && self.run.state == RunState::RollingBack
         {
-            let taken = Timestamp::now().duration_since(started);
+            let taken = self.caller.clock.now().duration_since(started);
             if taken > jiff::SignedDuration::try_from(budget.0).unwrap_or(jiff::SignedDuration::MAX) {
                 let message = format!("the rollback takes longer than its budget of {budget}; it goes on");
                 self.note(Entry::BudgetAlarm { message })?;
@@ -447,10 +449,6 @@ impl<'a> Driver<'a> {
             tracing::error!("calls did not return after the run was halted");
         }
     }
-}
-
-fn instant_of(at: Timestamp) -> Instant {
-    Instant::now() + Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
 }
 
 fn panicked(error: JoinError) -> StepError {

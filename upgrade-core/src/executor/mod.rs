@@ -2,6 +2,7 @@
 
 mod admission;
 mod calls;
+mod clock;
 pub mod decide;
 mod drive;
 mod estimates;
@@ -13,9 +14,10 @@ pub mod state;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use self::admission::Admitted;
 pub(crate) use self::drive::outcome_of;
