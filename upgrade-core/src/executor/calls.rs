@@ -84,7 +84,7 @@ impl Backend for Connection {
         let Some((step, kind, format)) = self.step.clone() else {
             return Err(StepError::permanent("a check cannot make checkpoints"));
         };
-        if self.secrets.holds_secret(&value.to_string()) {
+        if self.secrets.are_in(&value) {
             return Err(StepError::permanent(format!("step `{step}` would write a secret into a checkpoint")));
         }
         let (durable, written) = oneshot::channel();

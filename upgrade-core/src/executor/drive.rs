@@ -296,9 +296,12 @@ impl<'a> Driver<'a> {
                 Entry::CheckReported { phase: phase.clone(), check: check.clone(), verdict, elapsed_ms }
             }
             (Call::Prepare(step), Ended::Skipped(reason)) => Entry::StepSkipped { step: step.clone(), reason },
+            // The run turned away meanwhile: what was read is not acted on, and is read again
+            // should the step's turn come. An irreversible step has not begun, either.
+            (Call::Prepare(_), Ended::Prepared(Ok(_))) if self.is_turning_away() => return Ok(()),
             (Call::Prepare(step), Ended::Prepared(Ok(prepared))) => match prepared {
                 AnyPrepared::Change { undo, mut changes } => {
-                    if self.caller.secrets.holds_secret(&undo.value.to_string()) {
+                    if self.caller.secrets.are_in(&undo.value) {
                         let error =
                             StepError::permanent(format!("step `{step}` would write a secret into its undo record"))
                                 .with_hint(
@@ -310,6 +313,7 @@ impl<'a> Driver<'a> {
                         change.subject = mask(&change.subject);
                         change.summary = change.summary.as_deref().map(mask);
                         change.diff = change.diff.as_deref().map(mask);
+                        change.undo_loses = change.undo_loses.as_deref().map(mask);
                     }
                     Entry::StepPrepared { step: step.clone(), undo, changes }
                 }
@@ -357,6 +361,10 @@ impl<'a> Driver<'a> {
         self.note(entry)
     }
 
+    fn is_turning_away(&self) -> bool {
+        self.run.state != RunState::Applying || self.run.failure.is_some() || self.run.hold.is_some()
+    }
+
     fn fail(&mut self, call: &Call, error: StepError, elapsed_ms: u64) -> Result<(), ExecutorError> {
         let Some(step) = call.step().cloned() else { return Ok(()) };
         let error = error.map_text(|text| self.caller.secrets.mask(text));
@@ -395,7 +403,13 @@ impl<'a> Driver<'a> {
     /// Takes requests of other processes up, and raises the alarm about a rollback that takes long.
     async fn look_around(&mut self) -> Result<(), ExecutorError> {
         self.lease.verify().await?;
-        for request in self.executor.journal.requests(self.run.id()).await? {
+        // A held run only waits for its last calls: whoever asks takes it up when they are back,
+        // since nothing may be begun or undone beside them.
+        let requests = match self.run.state {
+            RunState::Held => Vec::new(),
+            _ => self.executor.journal.requests(self.run.id()).await?,
+        };
+        for request in requests {
             self.withdraw.push(request.id.clone());
             self.take_up(request)?;
         }
@@ -413,7 +427,7 @@ impl<'a> Driver<'a> {
     }
 
     fn pull(&mut self, level: u8) -> Result<(), ExecutorError> {
-        while self.interrupted < level {
+        while self.interrupted < level && self.run.state != RunState::Held {
             self.interrupted += 1;
             let demand = match self.interrupted {
                 1 => Demand::Stop { reason: "interrupted".into() },
@@ -425,7 +439,13 @@ impl<'a> Driver<'a> {
     }
 
     /// Journals a request with its answer, and what follows from it.
+    ///
+    /// One that the journal shows answered is not taken up again: a crash may come between the
+    /// answer and its withdrawal.
     pub(crate) fn take_up(&mut self, request: Request) -> Result<(), ExecutorError> {
+        if self.run.has_answered(&request.id) {
+            return Ok(());
+        }
         let refused = super::requests::refusal(&self.pipeline, &self.run, &request.demand);
         let follows = if refused.is_none() {
             super::requests::consequences(&self.pipeline, &self.run, &request)
@@ -476,7 +496,12 @@ fn mask_value(value: &mut serde_json::Value, mask: &impl Fn(&str) -> String) {
     match value {
         serde_json::Value::String(text) => *text = mask(text),
         serde_json::Value::Array(items) => items.iter_mut().for_each(|item| mask_value(item, mask)),
-        serde_json::Value::Object(map) => map.values_mut().for_each(|item| mask_value(item, mask)),
+        serde_json::Value::Object(map) => {
+            for (name, mut item) in std::mem::take(map) {
+                mask_value(&mut item, mask);
+                map.insert(mask(&name), item);
+            }
+        }
         _ => {}
     }
 }
