@@ -131,6 +131,16 @@ fn demand(which: u8) -> Demand {
     }
 }
 
+fn name_of(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Committed => "committed",
+        Outcome::RolledBack { .. } => "rolled back",
+        Outcome::Rejected { .. } => "rejected",
+        Outcome::Abandoned { .. } => "abandoned",
+        _ => "open",
+    }
+}
+
 struct Case {
     random: Random,
     world: Arc<World>,
@@ -138,7 +148,7 @@ struct Case {
 }
 
 /// Lives through the run of one seed.
-pub(crate) fn live(seed: u64) -> Result<(), String> {
+pub(crate) fn live(seed: u64) -> Result<&'static str, String> {
     let mut random = Random(seed);
     let plans = plans(&mut random);
     let world = World::new(plans, 1 + random.below(4) as usize);
@@ -150,7 +160,7 @@ pub(crate) fn live(seed: u64) -> Result<(), String> {
     let mut case = Case { random, world, pipeline };
     runtime.block_on(async {
         let outcome = case.drive_to_the_end().await?;
-        case.judge(&outcome).await
+        case.judge(&outcome).await.map(|()| name_of(&outcome))
     })
 }
 
@@ -262,14 +272,9 @@ impl Case {
                 }
             }
         };
-        let failed = async {
-            while !faulty.failed.load(Ordering::SeqCst) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            self.world.begun.load(Ordering::SeqCst)
-        };
         let watch = async {
-            let begun = failed.await;
+            faulty.died.notified().await;
+            let begun = self.world.begun.load(Ordering::SeqCst);
             // Long enough for every call that was under way to return.
             tokio::time::sleep(Duration::from_secs(60)).await;
             begun
@@ -278,7 +283,7 @@ impl Case {
         let result = tokio::select! {
             biased;
             result = both => result,
-            () = faulty.died.notified() => Ok(None),
+            () = faulty.died.notified(), if end == End::Death => Ok(None),
             begun = watch, if end == End::Failure => {
                 if begun != self.world.begun.load(Ordering::SeqCst) {
                     self.world.wrong("a call was begun after the journal had failed".into());

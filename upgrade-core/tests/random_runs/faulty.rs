@@ -64,6 +64,7 @@ impl Journal for Faulty {
             }
             End::Failure if strikes => {
                 self.failed.store(true, Ordering::SeqCst);
+                self.died.notify_one();
                 let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
                 Err(JournalError::Storage { action: "write", path: "seeded".into(), source })
             }
