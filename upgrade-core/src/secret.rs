@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 pub use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::Value;
 
 use crate::error::StepError;
 
@@ -203,6 +204,8 @@ impl Secrets {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !known.iter().any(|k| k.expose_secret() == secret.expose_secret()) {
             known.push(secret.clone());
+            // One that is part of another must not be masked first: the rest would show.
+            known.sort_by_key(|known| std::cmp::Reverse(known.expose_secret().len()));
         }
     }
 
@@ -216,6 +219,17 @@ impl Secrets {
             }
         }
         masked
+    }
+
+    /// Tells whether any text in `value` holds a secret that was resolved so far.
+    pub fn are_in(&self, value: &Value) -> bool {
+        match value {
+            Value::String(text) => self.holds_secret(text),
+            Value::Array(items) => items.iter().any(|item| self.are_in(item)),
+            Value::Object(map) => map.iter().any(|(name, item)| self.holds_secret(name) || self.are_in(item)),
+            Value::Number(number) => self.holds_secret(&number.to_string()),
+            Value::Null | Value::Bool(_) => false,
+        }
     }
 
     /// Tells whether a text holds a secret that was resolved so far.

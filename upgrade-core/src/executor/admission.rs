@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use semver::Version;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::calls::Caller;
+use super::clock::Clock;
 use super::state::Run;
 use super::{Executor, ExecutorError, RunOptions};
 use crate::context::Context;
@@ -39,6 +41,13 @@ pub(crate) struct Admitted {
     pub(crate) entries: Vec<Entry>,
     /// Whether the first entry, that makes the run, is among those still to be written.
     pub(crate) is_new: bool,
+    /// Keeps other new runs from being admitted until this one is in the journal.
+    pub(crate) door: Option<Lease>,
+}
+
+/// Names the short lock under which runs are admitted.
+fn admission() -> LockName {
+    LockName::new("journal", "admission").expect("the name of the admission is a lock name")
 }
 
 fn refused(message: impl Into<String>, hint: impl Into<String>) -> ExecutorError {
@@ -94,7 +103,14 @@ impl Executor {
             let identity = target.identity(&cx).await.map_err(ExecutorError::Pipeline)?;
             entries.push(Entry::TargetIdentified { target: lock.clone(), identity });
         }
-        Ok(Admitted { lease, run: Run::created(&header, Timestamp::now()), entries, is_new: true })
+        // Whoever looks for open runs must not be overtaken by one that is just being made: names
+        // that overlap need not be the same lock. Closed until the run is in the journal.
+        let door = self.journal.acquire(&[admission()], ADMISSION_PATIENCE).await?;
+        if let Some((message, hint)) = blocking(&self.journal.runs().await?, &header.locks) {
+            return Err(refused(message, hint));
+        }
+        let run = Run::created(&header, Timestamp::now());
+        Ok(Admitted { lease, run, entries, is_new: true, door: Some(door) })
     }
 
     /// Takes up a run that exists.
@@ -111,7 +127,7 @@ impl Executor {
         let run = Run::replay(&self.journal.load(id).await?)?;
         let mut entries = vec![attached(&lease)];
         if run.state().is_final() {
-            return Ok(Admitted { lease, run, entries: Vec::new(), is_new: false });
+            return Ok(Admitted { lease, run, entries: Vec::new(), is_new: false, door: None });
         }
         entries.extend(self.same_definition(pipeline, &run, options, forward)?);
         let cx = self.bare_context(pipeline, &header)?;
@@ -128,7 +144,7 @@ impl Executor {
                 None => entries.push(Entry::TargetIdentified { target: lock, identity }),
             }
         }
-        Ok(Admitted { lease, run, entries, is_new: false })
+        Ok(Admitted { lease, run, entries, is_new: false, door: None })
     }
 
     /// Says what would forbid a run now, without taking any lock, and reads the present version.
@@ -215,12 +231,9 @@ impl Executor {
         definition: &Definition,
         patience: Duration,
     ) -> Result<Lease, ExecutorError> {
-        let admission = LockName::new("journal", "admission").expect("the name of the admission is a lock name");
         let end = Instant::now() + patience;
         loop {
-            // Whoever looks for open runs must not be overtaken by one that is just being made:
-            // overlapping targets need not share a single lock.
-            let door = self.journal.acquire(std::slice::from_ref(&admission), ADMISSION_PATIENCE).await?;
+            let door = self.journal.acquire(&[admission()], ADMISSION_PATIENCE).await?;
             match self.journal.acquire(locks, Duration::ZERO).await {
                 Ok(lease) => {
                     let runs = self.journal.runs().await?;
@@ -280,6 +293,7 @@ impl Executor {
 
     async fn read_version(&self, present: &PresentVersion, cx: &Context, of: &str) -> Result<Version, ExecutorError> {
         let unreadable = |why: String| {
+            let why = self.secrets.mask(&why);
             refused(format!("the present version of {of} cannot be read: {why}"), "look at what `present` asks for")
         };
         let verdict = present.check.check(cx).await.map_err(|error| unreadable(error.to_string()))?;
@@ -305,6 +319,7 @@ impl Executor {
             observers: self.observers.clone(),
             checkpoints: tokio::sync::mpsc::unbounded_channel().0,
             lease: None,
+            clock: Clock::new(),
             dry_run: true,
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::clock::Clock;
 use super::decide::Call;
 use super::observers::Observers;
 use super::state::{Run, StepRun};
@@ -64,6 +65,7 @@ pub(crate) struct Caller {
     pub(crate) checkpoints: mpsc::UnboundedSender<Checkpoint>,
     /// Held by every call as well, so that no other driver starts while one is still running.
     pub(crate) lease: Option<Arc<Lease>>,
+    pub(crate) clock: Clock,
     pub(crate) dry_run: bool,
 }
 
@@ -82,7 +84,7 @@ impl Backend for Connection {
         let Some((step, kind, format)) = self.step.clone() else {
             return Err(StepError::permanent("a check cannot make checkpoints"));
         };
-        if self.secrets.holds_secret(&value.to_string()) {
+        if self.secrets.are_in(&value) {
             return Err(StepError::permanent(format!("step `{step}` would write a secret into a checkpoint")));
         }
         let (durable, written) = oneshot::channel();
@@ -230,7 +232,8 @@ impl Caller {
         }
         let step = node.build(&outputs)?;
         let timeout = if direction == Direction::Forward { node.policy.timeout } else { node.policy.undo_timeout };
-        let deadline = deadline(timeout, budget_end);
+        let left = budget_end.map_or(timeout.0, |end| self.clock.until(end).min(timeout.0));
+        let deadline = Instant::now() + left;
         let subject = Subject { id: id.as_str(), kind: node.kind(), direction, step: Some((node, &step)) };
         let cx = self.context(run, &subject, cancelled, Some(deadline))?;
         let step_run = run.steps.get(id);
@@ -311,13 +314,6 @@ fn readable_checkpoint(
         .with_hint("go on with the version of the program that made the checkpoint"));
     }
     Ok(Some(checkpoint.value.clone()))
-}
-
-/// Returns when a call must end: after its timeout, or at the end of the run's budget.
-fn deadline(timeout: Span, budget_end: Option<Timestamp>) -> Instant {
-    let now = Instant::now();
-    let left = budget_end.map(|end| Duration::try_from(end.duration_since(Timestamp::now())).unwrap_or_default());
-    now + left.map_or(timeout.0, |left| left.min(timeout.0))
 }
 
 /// Awaits a call; past its deadline or on a cancellation, signals it and awaits its return.

@@ -139,6 +139,9 @@ pub fn is_past_pivot(pipeline: &Pipeline, run: &Run) -> bool {
 
 /// Tells whether running steps should be cancelled instead of awaited.
 pub fn is_urgent(run: &Run) -> bool {
+    if !matches!(run.state, RunState::Checking | RunState::Applying | RunState::Verifying | RunState::Probation) {
+        return false;
+    }
     match &run.failure {
         Some(Cause::Operator { .. } | Cause::Budget { .. }) => true,
         Some(Cause::Check { phase, .. }) => *phase == Phase::Guard,
@@ -215,10 +218,7 @@ fn apply(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decision
             continue;
         }
         if runs_alone(id) && run.step_state(id) == StepState::Pending {
-            let others_done = pipeline.graph.order().iter().all(|other| {
-                other == id || is_done(pipeline, run, other) || pipeline.graph.all_needed_by(id).contains(other)
-            });
-            if !others_done || !busy.is_empty() {
+            if !busy.is_empty() || !is_turn_of(pipeline, run, id) {
                 continue;
             }
         }
@@ -231,6 +231,19 @@ fn apply(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decision
         }
     }
     if all_done { Decision::enter(RunState::Verifying, None) } else { decision }
+}
+
+/// Tells whether everything is done that can be done before an irreversible step.
+///
+/// Irreversible steps take turns in the order of the pipeline: what comes after one of them, or
+/// is one of them further on, is not waited for.
+fn is_turn_of(pipeline: &Pipeline, run: &Run, id: &StepId) -> bool {
+    let order = pipeline.graph.order();
+    let open: Vec<&StepId> = order.iter().filter(|id| !is_done(pipeline, run, id)).collect();
+    let irreversible = |id: &StepId| pipeline.graph.node(id).is_some_and(|node| !node.reversible);
+    let turns: Vec<&StepId> = open.iter().copied().filter(|id| irreversible(id)).collect();
+    let later: BTreeSet<StepId> = turns.iter().flat_map(|turn| pipeline.graph.all_needed_by(turn)).collect();
+    turns.first() == Some(&id) && open.iter().all(|other| irreversible(other) || later.contains(*other))
 }
 
 /// Takes one step one call further; answers with a turn back if its time would not fit.
@@ -249,10 +262,13 @@ fn advance(
     }
     match run.step_state(id) {
         StepState::Pending => {
-            if let Some(cause) = does_not_fit(pipeline, run, around, &node.policy, id) {
+            // Past the pivot there is no way back that a budget could ask for.
+            let past = is_past_pivot(pipeline, run);
+            if !past && let Some(cause) = does_not_fit(pipeline, run, around, &node.policy, id) {
                 return Some(Decision::enter(RunState::RollingBack, Some(cause)));
             }
-            let is_pivot = pipeline.graph.pivot() == Some(id);
+            // The first irreversible step may turn out unchanged: the next one is the pivot then.
+            let is_pivot = node.irreversible_reason().is_some() && !past;
             if is_pivot && !ask(decision, run, around, &Phase::Pivot, pipeline.pivot_checks().iter().map(|(id, _)| id))
             {
                 return None;
@@ -372,6 +388,10 @@ fn roll_back(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Deci
         return wait;
     }
     let mut decision = Decision::default();
+    // Nothing is undone beside a call that may still change something.
+    if around.in_flight.iter().any(|call| matches!(call, Call::Prepare(_) | Call::Apply(_))) {
+        return decision;
+    }
     let mut waiting = !around.in_flight.is_empty();
     for id in pipeline.graph.order().iter().rev() {
         let call = Call::Undo(id.clone());

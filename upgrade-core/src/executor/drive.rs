@@ -21,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::calls::{Caller, Checkpoint, Ended};
+use super::clock::Clock;
 use super::decide::{Action, Call, Circumstances, Decision, is_past_pivot, is_urgent};
 use super::guards::{Guards, Sample};
 use super::state::Run;
@@ -90,6 +91,7 @@ impl<'a> Driver<'a> {
             observers: executor.observers.clone(),
             checkpoints: checkpoint_sender,
             lease: Some(lease.clone()),
+            clock: Clock::new(),
             dry_run: false,
         };
         Ok(Self {
@@ -120,7 +122,7 @@ impl<'a> Driver<'a> {
 
     /// Takes an entry into the state; it becomes durable with the next [`Driver::flush`].
     pub(crate) fn note(&mut self, entry: Entry) -> Result<(), ExecutorError> {
-        self.run.apply(&entry, Timestamp::now()).map_err(|reason| ExecutorError::Corrupt {
+        self.run.apply(&entry, self.caller.clock.now()).map_err(|reason| ExecutorError::Corrupt {
             run: self.run.id().to_string(),
             line: self.run.entries() + 1,
             reason,
@@ -179,7 +181,7 @@ impl<'a> Driver<'a> {
             if let Some(outcome) = end {
                 return Ok(outcome);
             }
-            let wake = wake.map(instant_of);
+            let wake = wake.map(|at| Instant::now() + self.caller.clock.until(at));
             tokio::select! {
                 biased;
                 Some(joined) = self.tasks.join_next_with_id() => self.absorb(joined)?,
@@ -205,7 +207,7 @@ impl<'a> Driver<'a> {
         let decision = loop {
             let around = Circumstances {
                 in_flight: &self.in_flight,
-                now: Timestamp::now(),
+                now: self.caller.clock.now(),
                 undo_estimate_ms: self.undo_estimate(),
             };
             let decision = (self.executor.decide)(&self.pipeline, &self.run, &around);
@@ -294,9 +296,12 @@ impl<'a> Driver<'a> {
                 Entry::CheckReported { phase: phase.clone(), check: check.clone(), verdict, elapsed_ms }
             }
             (Call::Prepare(step), Ended::Skipped(reason)) => Entry::StepSkipped { step: step.clone(), reason },
+            // The run turned away meanwhile: what was read is not acted on, and is read again
+            // should the step's turn come. An irreversible step has not begun, either.
+            (Call::Prepare(_), Ended::Prepared(Ok(_))) if self.is_turning_away() => return Ok(()),
             (Call::Prepare(step), Ended::Prepared(Ok(prepared))) => match prepared {
                 AnyPrepared::Change { undo, mut changes } => {
-                    if self.caller.secrets.holds_secret(&undo.value.to_string()) {
+                    if self.caller.secrets.are_in(&undo.value) {
                         let error =
                             StepError::permanent(format!("step `{step}` would write a secret into its undo record"))
                                 .with_hint(
@@ -308,6 +313,7 @@ impl<'a> Driver<'a> {
                         change.subject = mask(&change.subject);
                         change.summary = change.summary.as_deref().map(mask);
                         change.diff = change.diff.as_deref().map(mask);
+                        change.undo_loses = change.undo_loses.as_deref().map(mask);
                     }
                     Entry::StepPrepared { step: step.clone(), undo, changes }
                 }
@@ -355,6 +361,10 @@ impl<'a> Driver<'a> {
         self.note(entry)
     }
 
+    fn is_turning_away(&self) -> bool {
+        self.run.state != RunState::Applying || self.run.failure.is_some() || self.run.hold.is_some()
+    }
+
     fn fail(&mut self, call: &Call, error: StepError, elapsed_ms: u64) -> Result<(), ExecutorError> {
         let Some(step) = call.step().cloned() else { return Ok(()) };
         let error = error.map_text(|text| self.caller.secrets.mask(text));
@@ -373,7 +383,7 @@ impl<'a> Driver<'a> {
         };
         let delay = retry.delay_after(failures + 1).filter(|_| worth_it);
         let retry_at =
-            delay.and_then(|delay| Timestamp::now().checked_add(jiff::SignedDuration::try_from(delay).ok()?).ok());
+            delay.and_then(|delay| self.caller.clock.now().checked_add(jiff::SignedDuration::try_from(delay).ok()?).ok());
         self.note(Entry::StepFailed { step, direction, attempt: attempt + 1, error, retry_at, elapsed_ms })
     }
 
@@ -393,7 +403,13 @@ impl<'a> Driver<'a> {
     /// Takes requests of other processes up, and raises the alarm about a rollback that takes long.
     async fn look_around(&mut self) -> Result<(), ExecutorError> {
         self.lease.verify().await?;
-        for request in self.executor.journal.requests(self.run.id()).await? {
+        // A held run only waits for its last calls: whoever asks takes it up when they are back,
+        // since nothing may be begun or undone beside them.
+        let requests = match self.run.state {
+            RunState::Held => Vec::new(),
+            _ => self.executor.journal.requests(self.run.id()).await?,
+        };
+        for request in requests {
             self.withdraw.push(request.id.clone());
             // The answer is durable before the request is withdrawn; a crash may come in between.
             if !self.run.has_answered(&request.id) {
@@ -404,7 +420,7 @@ impl<'a> Driver<'a> {
             (self.pipeline.budget.rollback, self.run.rollback_started, self.run.alarmed)
             && self.run.state == RunState::RollingBack
         {
-            let taken = Timestamp::now().duration_since(started);
+            let taken = self.caller.clock.now().duration_since(started);
             if taken > jiff::SignedDuration::try_from(budget.0).unwrap_or(jiff::SignedDuration::MAX) {
                 let message = format!("the rollback takes longer than its budget of {budget}; it goes on");
                 self.note(Entry::BudgetAlarm { message })?;
@@ -414,7 +430,7 @@ impl<'a> Driver<'a> {
     }
 
     fn pull(&mut self, level: u8) -> Result<(), ExecutorError> {
-        while self.interrupted < level {
+        while self.interrupted < level && self.run.state != RunState::Held {
             self.interrupted += 1;
             let demand = match self.interrupted {
                 1 => Demand::Stop { reason: "interrupted".into() },
@@ -426,7 +442,13 @@ impl<'a> Driver<'a> {
     }
 
     /// Journals a request with its answer, and what follows from it.
+    ///
+    /// One that the journal shows answered is not taken up again: a crash may come between the
+    /// answer and its withdrawal.
     pub(crate) fn take_up(&mut self, request: Request) -> Result<(), ExecutorError> {
+        if self.run.has_answered(&request.id) {
+            return Ok(());
+        }
         let refused = super::requests::refusal(&self.pipeline, &self.run, &request.demand);
         let follows = if refused.is_none() {
             super::requests::consequences(&self.pipeline, &self.run, &request)
@@ -450,10 +472,6 @@ impl<'a> Driver<'a> {
             tracing::error!("calls did not return after the run was halted");
         }
     }
-}
-
-fn instant_of(at: Timestamp) -> Instant {
-    Instant::now() + Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
 }
 
 fn panicked(error: JoinError) -> StepError {
@@ -481,7 +499,12 @@ fn mask_value(value: &mut serde_json::Value, mask: &impl Fn(&str) -> String) {
     match value {
         serde_json::Value::String(text) => *text = mask(text),
         serde_json::Value::Array(items) => items.iter_mut().for_each(|item| mask_value(item, mask)),
-        serde_json::Value::Object(map) => map.values_mut().for_each(|item| mask_value(item, mask)),
+        serde_json::Value::Object(map) => {
+            for (name, mut item) in std::mem::take(map) {
+                mask_value(&mut item, mask);
+                map.insert(mask(&name), item);
+            }
+        }
         _ => {}
     }
 }

@@ -2,6 +2,7 @@
 
 mod admission;
 mod calls;
+mod clock;
 pub mod decide;
 mod drive;
 mod estimates;
@@ -13,9 +14,10 @@ pub mod state;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use self::admission::Admitted;
 pub(crate) use self::drive::outcome_of;
@@ -247,7 +249,7 @@ impl Executor {
         options: &RunOptions,
         interrupt: &Interrupt,
     ) -> Result<Report, ExecutorError> {
-        self.drive_on(pipeline, run, Demand::Resume, options, interrupt).await
+        self.drive_on(pipeline, run, Request::new(Demand::Resume), options, interrupt).await
     }
 
     /// Asks something of a run: drives it if nobody does, else leaves a durable request and waits
@@ -263,13 +265,15 @@ impl Executor {
         options: &RunOptions,
         interrupt: &Interrupt,
     ) -> Result<Answer, ExecutorError> {
-        let mut request: Option<Request> = None;
+        // One request, whoever takes it up: a driver that finds it posted, or this process itself.
+        let request = Request::new(demand);
+        let mut posted = false;
         loop {
             let options = RunOptions { patience: Duration::ZERO, ..options.clone() };
-            match self.drive_on(pipeline, run, demand.clone(), &options, interrupt).await {
+            match self.drive_on(pipeline, run, request.clone(), &options, interrupt).await {
                 Err(ExecutorError::Journal(JournalError::Held { .. })) => {}
                 driven => {
-                    if let Some(request) = request {
+                    if posted {
                         self.journal.withdraw(run, &request.id).await?;
                     }
                     return match driven {
@@ -279,15 +283,11 @@ impl Executor {
                     };
                 }
             }
-            let asked = match &request {
-                Some(request) => request,
-                None => {
-                    let new = Request::new(demand.clone());
-                    self.journal.post(run, &new).await?;
-                    request.insert(new)
-                }
-            };
-            if let Some(answer) = self.await_answer(run, &asked.id).await? {
+            if !posted {
+                self.journal.post(run, &request).await?;
+                posted = true;
+            }
+            if let Some(answer) = self.await_answer(run, &request.id).await? {
                 return Ok(answer);
             }
         }
@@ -316,25 +316,27 @@ impl Executor {
         &self,
         pipeline: &Pipeline,
         run: &RunId,
-        demand: Demand,
+        request: Request,
         options: &RunOptions,
         interrupt: &Interrupt,
     ) -> Result<Report, ExecutorError> {
-        let forward = matches!(demand, Demand::Resume | Demand::Confirm { .. });
+        let forward = matches!(request.demand, Demand::Resume | Demand::Confirm { .. });
         let admitted = self.admit_again(pipeline, run, options, forward).await?;
-        if admitted.run.state().is_final() && demand == Demand::Resume {
+        if admitted.run.state().is_final() && (request.demand == Demand::Resume || admitted.run.has_answered(&request.id)) {
             return Ok(Report { run: run.clone(), outcome: outcome_of(&admitted.run) });
         }
-        if let Some(message) = requests::refusal(pipeline, &admitted.run, &demand) {
+        if !admitted.run.has_answered(&request.id)
+            && let Some(message) = requests::refusal(pipeline, &admitted.run, &request.demand)
+        {
             return Err(ExecutorError::Refused { message, hint: None });
         }
         let mut driver = self.driver(pipeline, admitted).await?;
-        driver.take_up(Request::new(demand))?;
+        driver.take_up(request)?;
         driver.drive(options, interrupt).await
     }
 
     async fn driver<'a>(&'a self, pipeline: &Pipeline, admitted: Admitted) -> Result<Driver<'a>, ExecutorError> {
-        let Admitted { lease, run, mut entries, is_new } = admitted;
+        let Admitted { lease, run, mut entries, is_new, door } = admitted;
         let undo_estimates = match pipeline.budget.run {
             Some(_) => self.estimates(pipeline).await?.undo_ms,
             None => BTreeMap::new(),
@@ -347,6 +349,7 @@ impl Executor {
         }
         // Durable before anything else: from here on the run blocks others, whatever happens.
         driver.flush().await?;
+        drop(door);
         Ok(driver)
     }
 }

@@ -264,6 +264,12 @@ impl Run {
         if !self.state.may_become(state) {
             return Err(format!("a run that is {} cannot become {state}", self.state));
         }
+        if let Some(Cause::Unresponsive { step, .. }) = cause {
+            // Whatever is called next on it must first end what the call left running.
+            let step = self.step_mut(step);
+            step.interrupted = true;
+            step.tries += 1;
+        }
         match (self.state, state) {
             (from, RunState::Held) => self.held_from = Some(from),
             (RunState::Held, _) => {
@@ -311,10 +317,17 @@ impl Run {
         }
     }
 
+    /// Tells whether a request was answered: it is not taken up twice.
+    pub(crate) fn has_answered(&self, request: &str) -> bool {
+        self.answered.contains(request)
+    }
+
     fn grant(&mut self, request: &Request) {
         let cause = |reason: &String| Cause::Operator { actor: request.actor.clone(), reason: reason.clone() };
         match &request.demand {
             Demand::Stop { reason } => self.hold = Some(cause(reason)),
+            // A run that is rolling back does what is asked already.
+            Demand::Rollback { .. } if self.state == RunState::RollingBack => {}
             Demand::Rollback { reason } => self.failure = Some(cause(reason)),
             Demand::Confirm { .. } => self.confirmed = true,
             Demand::Resume => self.hold = None,
@@ -331,11 +344,13 @@ impl Run {
                 run.turn();
             }
             Entry::StepUnchanged { step, output, reason } => {
+                self.checks.retain(|(phase, _), _| *phase != Phase::Pivot);
                 let run = self.become_state(step, StepState::Unchanged)?;
                 run.output = Some(output.clone());
                 run.reason = Some(reason.clone());
             }
             Entry::StepSkipped { step, reason } => {
+                self.checks.retain(|(phase, _), _| *phase != Phase::Pivot);
                 self.become_state(step, StepState::Skipped)?.reason = Some(reason.clone());
             }
             Entry::StepCheckpoint { step, direction, checkpoint } => {

@@ -1,0 +1,16 @@
+//! The contract, point by point: each test fails without the promise that its name reads as.
+#![cfg(feature = "testkit")]
+
+mod bounded;
+mod commit;
+mod definition;
+mod document;
+mod journal_failure;
+mod nothing_runs_on;
+mod one_driver;
+mod pivot;
+mod scripted;
+mod secrets;
+mod stuck;
+mod undo_first;
+mod unknown;
