@@ -47,6 +47,7 @@ fn registry() -> Registry {
 async fn main() -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     fs::write(directory.path().join("dataset-2.0.0"), "two")?;
+    std::os::unix::fs::symlink("dataset-1.0.0", directory.path().join("dataset"))?;
     let registry = registry();
     let parse =
         |text: &str| file::parse(text, Path::new("dataset.yaml"), directory.path(), &LoadOptions::default(), &registry);

@@ -120,7 +120,8 @@ impl Observer for Terminal {
 
     fn progress(&mut self, progress: &Progress) {
         self.furthest.fetch_max(progress.done, Ordering::Relaxed);
-        eprint!("\r{} {}/{}", progress.message, progress.done, progress.total.unwrap_or_default());
+        let total = progress.total.unwrap_or_default();
+        eprint!("\r{} {}/{total}{}", progress.message, progress.done, if progress.done == total { "\n" } else { "" });
     }
 }
 

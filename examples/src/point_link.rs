@@ -1,6 +1,7 @@
 //! A step of one's own, with its undo, and a check.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use upgrade_host::machine::MachineTarget;
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PointLink {
-    /// The link; made if it is not there.
+    /// The link.
     pub link: PathBuf,
     /// Where it shall lead.
     pub target: PathBuf,
@@ -27,69 +28,55 @@ pub struct PointLink {
 /// Holds where the link led, and where it shall lead.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Leads {
-    found: Option<PathBuf>,
-    intended: Option<PathBuf>,
+    found: PathBuf,
+    intended: PathBuf,
 }
 
 #[async_trait]
 impl Step for PointLink {
     const KIND: &'static str = "example.link";
     type Undo = Leads;
-    type Output = PathBuf;
+    type Output = ();
 
-    async fn prepare(&self, _cx: &Context) -> Result<Prepared<Leads, PathBuf>, StepError> {
-        let leads = Leads { found: self.present()?, intended: Some(self.target.clone()) };
-        if leads.found == leads.intended {
-            return Ok(Prepared::unchanged(self.target.clone(), "the link leads there already"));
+    async fn prepare(&self, _cx: &Context) -> Result<Prepared<Leads, ()>, StepError> {
+        let found = fs::read_link(&self.link).map_err(|error| self.failed(&error))?;
+        if found == self.target {
+            return Ok(Prepared::unchanged((), "the link leads there already"));
         }
-        let summary = format!("-> {}", self.target.display());
-        Ok(Prepared::change(leads, [Change::new(Effect::Modify, self.link.to_string_lossy()).with_summary(summary)]))
+        let change = Change::new(Effect::Modify, self.link.to_string_lossy());
+        Ok(Prepared::change(Leads { found, intended: self.target.clone() }, [change]))
     }
 
-    async fn apply(&self, cx: &Context, leads: &Leads) -> Result<PathBuf, StepError> {
-        self.point(cx, leads, leads.intended.as_deref())?;
-        Ok(self.target.clone())
+    async fn apply(&self, cx: &Context, leads: &Leads) -> Result<(), StepError> {
+        self.point(cx, leads, &leads.intended)
     }
 
     fn definition(&self) -> Value {
         json!(self)
     }
 
-    fn targets(&self) -> Vec<std::sync::Arc<dyn Target>> {
+    fn targets(&self) -> Vec<Arc<dyn Target>> {
         vec![MachineTarget::path(&self.link)]
     }
 }
 
 #[async_trait]
 impl Rollback for PointLink {
-    async fn rollback(&self, cx: &Context, leads: &Leads, _output: Option<&PathBuf>) -> Result<(), StepError> {
-        self.point(cx, leads, leads.found.as_deref())
+    async fn rollback(&self, cx: &Context, leads: &Leads, _output: Option<&()>) -> Result<(), StepError> {
+        self.point(cx, leads, &leads.found)
     }
 }
 
 impl PointLink {
-    fn present(&self) -> Result<Option<PathBuf>, StepError> {
-        match fs::read_link(&self.link) {
-            Ok(target) => Ok(Some(target)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.failed(&error)),
+    /// Points the link, unless somebody else did; converges.
+    fn point(&self, cx: &Context, leads: &Leads, to: &Path) -> Result<(), StepError> {
+        let present = fs::read_link(&self.link).map_err(|error| self.failed(&error))?;
+        if ![&leads.found, &leads.intended].contains(&&present) && cx.on_conflict() == OnConflict::Stop {
+            let [subject, found, intended, present] =
+                [&self.link, &leads.found, &leads.intended, &present].map(|path| path.display().to_string());
+            return Err(StepError::conflict(Conflict { subject, found, intended, present }));
         }
-    }
-
-    /// Changes the link only where it leads to what was found or what is intended; converges.
-    fn point(&self, cx: &Context, leads: &Leads, to: Option<&Path>) -> Result<(), StepError> {
-        let present = self.present()?;
-        let foreign = present != leads.found && present != leads.intended;
-        if foreign && cx.on_conflict() == OnConflict::Stop {
-            let text = |target: &Option<PathBuf>| target.as_ref().map_or("no link".into(), |t| t.display().to_string());
-            return Err(StepError::conflict(Conflict {
-                subject: self.link.display().to_string(),
-                found: text(&leads.found),
-                intended: text(&leads.intended),
-                present: text(&present),
-            }));
-        }
-        replace(&self.link, to).map_err(|error| self.failed(&error))
+        switch(&self.link, to).map_err(|error| self.failed(&error))
     }
 
     fn failed(&self, error: &io::Error) -> StepError {
@@ -99,20 +86,15 @@ impl PointLink {
     }
 }
 
-/// Replaces a link at once and durably: it leads to the old or to the new target at any instant.
-fn replace(link: &Path, to: Option<&Path>) -> io::Result<()> {
-    let temporary = link.with_extension("new-link");
-    match (fs::remove_file(&temporary), to) {
-        (Err(error), _) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        (_, Some(target)) => {
-            std::os::unix::fs::symlink(target, &temporary)?;
-            fs::rename(&temporary, link)?;
-        }
-        (_, None) => match fs::remove_file(link) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        },
+/// Switches a link at once and durably: it leads to the old or to the new target at any instant.
+fn switch(link: &Path, to: &Path) -> io::Result<()> {
+    let beside = link.with_extension("new-link");
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    std::os::unix::fs::symlink(to, &beside)?;
+    fs::rename(&beside, link)?;
     fs::File::open(link.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 

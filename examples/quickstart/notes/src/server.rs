@@ -37,6 +37,9 @@ pub(crate) fn serve(release: &Release, config_path: &Path) -> Result<String, Str
         std::thread::spawn(move || work(&listener, &service));
     }
     println!("notes {} listens on {}", release.version, settings.listen);
+    if let Err(why) = &service.health {
+        eprintln!("notes {} is not healthy: {why}", release.version);
+    }
     while pid_file.is_ours() {
         std::thread::sleep(Duration::from_millis(20));
     }
