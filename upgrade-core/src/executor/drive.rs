@@ -382,8 +382,8 @@ impl<'a> Driver<'a> {
             Direction::Back | Direction::Commit => error.as_conflict().is_none(),
         };
         let delay = retry.delay_after(failures + 1).filter(|_| worth_it);
-        let retry_at =
-            delay.and_then(|delay| self.caller.clock.now().checked_add(jiff::SignedDuration::try_from(delay).ok()?).ok());
+        let retry_at = delay
+            .and_then(|delay| self.caller.clock.now().checked_add(jiff::SignedDuration::try_from(delay).ok()?).ok());
         self.note(Entry::StepFailed { step, direction, attempt: attempt + 1, error, retry_at, elapsed_ms })
     }
 
@@ -411,10 +411,7 @@ impl<'a> Driver<'a> {
         };
         for request in requests {
             self.withdraw.push(request.id.clone());
-            // The answer is durable before the request is withdrawn; a crash may come in between.
-            if !self.run.has_answered(&request.id) {
-                self.take_up(request)?;
-            }
+            self.take_up(request)?;
         }
         if let (Some(budget), Some(started), false) =
             (self.pipeline.budget.rollback, self.run.rollback_started, self.run.alarmed)

@@ -317,11 +317,6 @@ impl Run {
         }
     }
 
-    /// Tells whether a request was answered: it is not taken up twice.
-    pub(crate) fn has_answered(&self, request: &str) -> bool {
-        self.answered.contains(request)
-    }
-
     fn grant(&mut self, request: &Request) {
         let cause = |reason: &String| Cause::Operator { actor: request.actor.clone(), reason: reason.clone() };
         match &request.demand {
