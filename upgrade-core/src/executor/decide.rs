@@ -217,10 +217,9 @@ fn apply(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decision
         if !ready || busy.contains(id) || busy.len() >= pipeline.max_parallel || (pivot_runs && !runs_alone(id)) {
             continue;
         }
-        if runs_alone(id) && run.step_state(id) == StepState::Pending {
-            if !busy.is_empty() || !is_turn_of(pipeline, run, id) {
-                continue;
-            }
+        let alone_later = !busy.is_empty() || !is_turn_of(pipeline, run, id);
+        if runs_alone(id) && run.step_state(id) == StepState::Pending && alone_later {
+            continue;
         }
         let before = decision.actions.len();
         if let Some(over) = advance(&mut decision, pipeline, run, around, id) {
