@@ -217,6 +217,7 @@ async fn see_through(
     match report {
         Ok(report) => {
             console.line(ending::text(&report, &Title::from(recorded.run.header()), console.out()))?;
+            console.object(&json!({ "report": report }))?;
             Ok(Some(report))
         }
         Err(ExecutorError::Journal(JournalError::Held { .. })) => Ok(None),

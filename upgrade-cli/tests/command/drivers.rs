@@ -81,7 +81,8 @@ fn a_driver_that_dies_frees_its_run() {
 
 /// Writes a pipeline whose second step is slow.
 fn slow(world: &World) {
-    let text = world.read(world.pipeline("now").file_name().unwrap().to_str().unwrap()).unwrap();
+    world.pipeline("now");
+    let text = world.read("upgrade.yaml").unwrap();
     let slow = "- { id: slow, uses: host.command, with: { run: [sleep, \"60\"], undo: [\"true\"] } }\ncommit:";
     world.write("upgrade.yaml", &text.replace("commit:", slow));
 }

@@ -1,6 +1,6 @@
 //! `upgrade watch`.
 
-use crate::world::World;
+use crate::world::{Driver, World};
 
 #[test]
 fn it_sees_a_probation_through_to_its_commit() {
@@ -67,16 +67,33 @@ fn its_unit_names_this_program_and_this_state() {
     assert!(start.contains("upgrade") && start.contains("my state\" watch"), "{start}");
 }
 
+/// Writes a pipeline whose third step takes two seconds, and starts it.
+fn started_slowly(world: &World) -> Driver {
+    world.pipeline("now");
+    let text = world.read("upgrade.yaml").unwrap();
+    let slow = "- { id: slow, uses: host.command, with: { run: [sleep, \"2\"], undo: [\"true\"] } }\ncommit:";
+    world.write("upgrade.yaml", &text.replace("commit:", slow));
+    let driver = world.start(&["run", "upgrade.yaml"]);
+    while world.read("made.txt").is_none() {}
+    world.reaches("applying");
+    driver
+}
+
+#[test]
+fn it_takes_nothing_from_a_driver_that_lives() {
+    let world = World::new();
+    let driver = started_slowly(&world);
+    let watched = world.upgrade(&["watch", "--once", "--on-interrupted", "rollback", "--output", "json"]).exits(0);
+    assert_eq!(watched.objects().len(), 2, "{}", watched.stdout);
+    assert_eq!(driver.ends(), Some(0));
+    world.is_new();
+}
+
 #[test]
 fn it_does_with_what_a_crash_cut_off_as_it_is_told() {
     for (what, code) in [("rollback", 4), ("leave", 0), ("resume", 0)] {
         let world = World::new();
-        let text = world.read(world.pipeline("now").file_name().unwrap().to_str().unwrap()).unwrap();
-        let slow = "- { id: slow, uses: host.command, with: { run: [sleep, \"2\"], undo: [\"true\"] } }\ncommit:";
-        world.write("upgrade.yaml", &text.replace("commit:", slow));
-        let driver = world.start(&["run", "upgrade.yaml"]);
-        while world.read("made.txt").is_none() {}
-        world.reaches("applying");
+        let driver = started_slowly(&world);
         driver.signal("-KILL");
         driver.ends();
         world.upgrade(&["watch", "--once", "--on-interrupted", what]).exits(code);

@@ -61,7 +61,7 @@ impl World {
     }
 
     /// Writes a pipeline of two files with this commit mode.
-    pub(crate) fn pipeline(&self, commit: &str) -> PathBuf {
+    pub(crate) fn pipeline(&self, commit: &str) {
         self.write(
             "upgrade.yaml",
             &format!(
@@ -71,7 +71,6 @@ impl World {
                  commit: {commit}\n"
             ),
         );
-        self.path("upgrade.yaml")
     }
 
     /// Fails unless the system is as it was.
