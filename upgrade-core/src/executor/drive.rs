@@ -382,8 +382,8 @@ impl<'a> Driver<'a> {
             Direction::Back | Direction::Commit => error.as_conflict().is_none(),
         };
         let delay = retry.delay_after(failures + 1).filter(|_| worth_it);
-        let retry_at =
-            delay.and_then(|delay| self.caller.clock.now().checked_add(jiff::SignedDuration::try_from(delay).ok()?).ok());
+        let retry_at = delay
+            .and_then(|delay| self.caller.clock.now().checked_add(jiff::SignedDuration::try_from(delay).ok()?).ok());
         self.note(Entry::StepFailed { step, direction, attempt: attempt + 1, error, retry_at, elapsed_ms })
     }
 

@@ -322,7 +322,9 @@ impl Executor {
     ) -> Result<Report, ExecutorError> {
         let forward = matches!(request.demand, Demand::Resume | Demand::Confirm { .. });
         let admitted = self.admit_again(pipeline, run, options, forward).await?;
-        if admitted.run.state().is_final() && (request.demand == Demand::Resume || admitted.run.has_answered(&request.id)) {
+        if admitted.run.state().is_final()
+            && (request.demand == Demand::Resume || admitted.run.has_answered(&request.id))
+        {
             return Ok(Report { run: run.clone(), outcome: outcome_of(&admitted.run) });
         }
         if !admitted.run.has_answered(&request.id)

@@ -238,7 +238,8 @@ impl Step for Move {
     async fn apply(&self, cx: &Context, undo: &Reads) -> Result<usize, StepError> {
         let call = Call::begin(&self.world, self.at, "apply", cx);
         let records = self.world.journal.load(cx.run()).await.unwrap();
-        let durable = |entry: &Entry| matches!(entry, Entry::StepPrepared { step, .. } if step.as_str() == cx.subject());
+        let durable =
+            |entry: &Entry| matches!(entry, Entry::StepPrepared { step, .. } if step.as_str() == cx.subject());
         if *undo != Reads::Found || !records.iter().any(|record| durable(&record.entry)) {
             self.world.wrong(format!("apply of s{}: its undo record is not durable", self.at));
         }
