@@ -209,3 +209,15 @@ async fn a_stop_during_the_pivots_prepare_leaves_the_way_back_open() {
     assert!(matches!(report.outcome, Outcome::RolledBack { .. }), "{report:?}");
     assert_eq!(bench.count("apply pivot"), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_ended_keeps_the_step_from_being_undone() {
+    let bench = Bench::default();
+    let a = bench
+        .step("a")
+        .applying(|_| async { Err(StepError::permanent("seeded")) })
+        .settling(|_| async { Err(StepError::permanent("it still runs")) });
+    let report = bench.run(&Pipeline::builder("p").step("a", a).build().unwrap()).await;
+    assert!(matches!(report.outcome, Outcome::Stuck { .. }), "{report:?}");
+    assert_eq!(bench.count("rollback a"), 0);
+}
