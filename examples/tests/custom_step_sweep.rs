@@ -1,5 +1,7 @@
 //! The step of `custom_step`, crashed, failed, repeated and met by somebody else's changes.
 
+#![cfg(test)]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

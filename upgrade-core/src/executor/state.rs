@@ -321,8 +321,8 @@ impl Run {
         let cause = |reason: &String| Cause::Operator { actor: request.actor.clone(), reason: reason.clone() };
         match &request.demand {
             Demand::Stop { reason } => self.hold = Some(cause(reason)),
-            // A run that is rolling back does what is asked already.
-            Demand::Rollback { .. } if self.state == RunState::RollingBack => {}
+            // A run that is rolling back does what is asked already, unless it was about to stop.
+            Demand::Rollback { .. } if self.state == RunState::RollingBack => self.hold = None,
             Demand::Rollback { reason } => self.failure = Some(cause(reason)),
             Demand::Confirm { .. } => self.confirmed = true,
             Demand::Resume => self.hold = None,

@@ -19,8 +19,16 @@ impl Pipeline {
     pub fn define(&self) -> Result<Definition, StepError> {
         let mut shape = self.structure();
         shape["files"] = self.files()?.into();
-        let base = if self.source.base_document.is_null() { &shape } else { &self.source.base_document };
-        let mut base = json!({ "document": base, "to": self.to });
+        let document = match &self.source.base_document {
+            // Built in Rust: what one environment lays over another is not known apart, its name is.
+            Value::Null => {
+                let mut document = shape.clone();
+                document["environment"] = Value::Null;
+                document
+            }
+            document => document.clone(),
+        };
+        let mut base = json!({ "document": document, "to": self.to });
         // By content alone: where a file lies may differ from one environment to the next.
         let mut files: Vec<_> = shape["files"].as_object().into_iter().flat_map(Map::values).cloned().collect();
         files.sort_by_key(Value::to_string);

@@ -3,6 +3,7 @@
 
 mod bounded;
 mod commit;
+mod decisions;
 mod definition;
 mod document;
 mod journal_failure;
@@ -14,3 +15,4 @@ mod secrets;
 mod stuck;
 mod undo_first;
 mod unknown;
+mod versions;
