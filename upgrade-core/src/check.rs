@@ -45,3 +45,24 @@ pub trait Check: Send + Sync + 'static {
         false
     }
 }
+
+/// A shared check is a check: one whose type is known only at run time enters a pipeline like any
+/// other.
+#[async_trait]
+impl<C: Check + ?Sized> Check for std::sync::Arc<C> {
+    async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
+        (**self).check(cx).await
+    }
+
+    fn kind(&self) -> &str {
+        (**self).kind()
+    }
+
+    fn definition(&self) -> Value {
+        (**self).definition()
+    }
+
+    fn needs_baseline(&self) -> bool {
+        (**self).needs_baseline()
+    }
+}

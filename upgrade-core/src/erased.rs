@@ -55,6 +55,7 @@ impl AnyStep {
         &self.step
     }
 
+    #[cfg(feature = "testkit")]
     pub(crate) fn from_erased(step: Arc<dyn ErasedStep>, irreversible: Option<String>) -> Self {
         Self { step, irreversible }
     }

@@ -1,6 +1,6 @@
 //! The sweeps on the core's own toy world, and the seeded defects that they must notice.
 
-#![cfg(test)]
+#![cfg(all(test, feature = "testkit"))]
 
 use upgrade_core::names::StepId;
 use upgrade_core::pipeline::Pipeline;

@@ -232,7 +232,8 @@ impl Executor {
     ) -> Result<Report, ExecutorError> {
         let admitted = self.admit_new(pipeline, options).await?;
         let driver = self.driver(pipeline, admitted).await?;
-        driver.drive(options, interrupt).await
+        // A whole run in one future: on the heap, so that whoever awaits it stays small.
+        Box::pin(driver.drive(options, interrupt)).await
     }
 
     /// Goes on with a run where it is: after a crash, after a stop, after a hold.
@@ -334,7 +335,8 @@ impl Executor {
         }
         let mut driver = self.driver(pipeline, admitted).await?;
         driver.take_up(request)?;
-        driver.drive(options, interrupt).await
+        // A whole run in one future: on the heap, so that whoever awaits it stays small.
+        Box::pin(driver.drive(options, interrupt)).await
     }
 
     async fn driver<'a>(&'a self, pipeline: &Pipeline, admitted: Admitted) -> Result<Driver<'a>, ExecutorError> {

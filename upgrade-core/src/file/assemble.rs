@@ -67,7 +67,7 @@ pub(super) fn assemble(reader: &mut Reader<'_>, document: &Node) -> Option<Pipel
         && let Some(item) = reader.read::<PresentItem>(node, &[])
         && let Some(check) = reader.any_check(node, None)
     {
-        builder = builder.present_any(check, item.fact.unwrap_or_else(|| "version".to_owned()));
+        builder = builder.present(check, item.fact.unwrap_or_else(|| "version".to_owned()));
     }
     for node in reader.list(document, "requires") {
         let Some(item) = reader.read::<RequiresItem>(node, &[]) else { continue };
@@ -78,19 +78,19 @@ pub(super) fn assemble(reader: &mut Reader<'_>, document: &Node) -> Option<Pipel
         }
     }
     for (id, check, options) in reader.checks(document, "checks", None) {
-        builder = builder.check_any(id, check, options);
+        builder = builder.check_with(id, check, options);
     }
     let (mut builder, steps) = super::steps::read(reader, document, builder);
     builder = reader.guards(document, builder, &steps);
     let every: BTreeSet<String> = steps.iter().cloned().collect();
     for (id, check, options) in reader.checks(document, "verify", Some((&steps, &every))) {
-        builder = builder.verify_any(id, check, options);
+        builder = builder.verify_with(id, check, options);
     }
     if document.get("rollback_verify").is_some() {
         // An empty list is an answer: nothing is asked.
         builder = builder.no_rollback_verify();
         for (id, check, options) in reader.checks(document, "rollback_verify", None) {
-            builder = builder.rollback_verify_any(id, check, options);
+            builder = builder.rollback_verify(id, check, options);
         }
     }
     if !reader.mistakes.is_empty() {

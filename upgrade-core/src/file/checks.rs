@@ -36,7 +36,7 @@ impl Reader<'_> {
             let Some(item) = self.read::<CheckItem>(node, deferrable) else { continue };
             let id = self.check_id(node, item.id.as_deref(), &item.uses, &mut taken);
             if let (Some(id), Some(check)) = (id, self.any_check(node, outputs)) {
-                checks.push((id, check, CheckOptions::with_policy(item.policy())));
+                checks.push((id, check, CheckOptions::default().policy(item.policy())));
             }
         }
         checks
@@ -85,7 +85,7 @@ impl Reader<'_> {
         for node in self.list(document, "guards") {
             let Some(item) = self.read::<GuardItem>(node, &[]) else { continue };
             let id = self.check_id(node, item.id.as_deref(), &item.uses, &mut taken);
-            let mut options = GuardOptions::default().check(CheckOptions::with_policy(item.policy()));
+            let mut options = GuardOptions::default().check(CheckOptions::default().policy(item.policy()));
             if let Some(from) = item.from {
                 self.guard_step(node, "from", &from, steps);
                 options = options.from(from);
@@ -110,7 +110,7 @@ impl Reader<'_> {
             }
             options = options.action(item.action.unwrap_or_default());
             if let (Some(id), Some(check)) = (id, self.any_check(node, None)) {
-                builder = builder.guard_any(id, check, options);
+                builder = builder.guard_with(id, check, options);
             }
         }
         builder

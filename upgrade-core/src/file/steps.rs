@@ -109,14 +109,16 @@ fn step(
     needs: &BTreeMap<String, BTreeSet<String>>,
 ) -> Option<Made> {
     let direct = needs.get(&item.id).cloned().unwrap_or_default();
-    let mut options = StepOptions::default().with_policy(item.policy()).needs(direct);
-    options.when = when(reader, node, ids, earlier);
+    let mut options = StepOptions::default().policy(item.policy()).needs(direct);
+    if let Some(When { text, holds }) = when(reader, node, ids, earlier) {
+        options = options.when(text, move |outputs| holds(outputs));
+    }
     for (id, check, check_options) in reader.checks(node, "before", Some((ids, earlier))) {
-        options = options.before_any(id, check, check_options);
+        options = options.before(id, check, check_options);
     }
     let with_itself: BTreeSet<String> = earlier.iter().chain([&item.id]).cloned().collect();
     for (id, check, check_options) in reader.checks(node, "after", Some((ids, &with_itself))) {
-        options = options.after_any(id, check, check_options);
+        options = options.after(id, check, check_options);
     }
     if let Some(reason) = node.get("irreversible")
         && reason.text().is_some_and(|text| text.trim().is_empty())

@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use semver::{Version, VersionReq};
+use serde_json::Value;
 
 use super::{
-    Budget, Channel, CheckNode, CheckPolicy, CommitMode, GuardNode, Pipeline, PresentVersion, Requirement, Retry,
-    Source, StepNode, StepPolicy, StepSource, When,
+    Budget, Channel, CheckNode, CheckPolicy, CommitMode, DeferredBuild, GuardNode, Pipeline, PresentVersion,
+    Requirement, Retry, Source, StepNode, StepPolicy, StepSource, When,
 };
 use crate::check::Check;
 use crate::context::OnConflict;
 use crate::entry::GuardAction;
 use crate::erased::AnyStep;
+use crate::error::StepError;
 use crate::graph::{Graph, GraphError};
 use crate::names::{CheckId, NameError, PipelineName, StepId};
 use crate::step::{Rollback, Step};
@@ -66,6 +68,19 @@ pub struct Builder {
     mistake: Option<PipelineError>,
 }
 
+/// Describes a step that is made when the outputs it depends on are there.
+#[derive(Clone)]
+pub struct DeferredStep {
+    /// The kind of step that will be made.
+    pub kind: String,
+    /// Why it cannot be undone; absent if it can. The step that is made must agree.
+    pub irreversible: Option<String>,
+    /// What of its configuration is known before.
+    pub definition: Value,
+    /// Makes it from the outputs of earlier steps.
+    pub build: DeferredBuild,
+}
+
 /// Adjusts one step of a pipeline.
 #[derive(Clone, Default)]
 pub struct StepOptions {
@@ -73,7 +88,7 @@ pub struct StepOptions {
     policy: StepPolicy,
     before: Vec<(String, Arc<dyn Check>, CheckOptions)>,
     after: Vec<(String, Arc<dyn Check>, CheckOptions)>,
-    pub(crate) when: Option<When>,
+    when: Option<When>,
 }
 
 /// Adjusts one check of a pipeline.
@@ -117,8 +132,11 @@ impl CheckOptions {
         self
     }
 
-    pub(crate) fn with_policy(policy: CheckPolicy) -> Self {
-        Self { policy }
+    /// Takes over a whole policy.
+    #[must_use]
+    pub fn policy(mut self, policy: CheckPolicy) -> Self {
+        self.policy = policy;
+        self
     }
 }
 
@@ -252,18 +270,22 @@ impl StepOptions {
         self
     }
 
-    pub(crate) fn with_policy(mut self, policy: StepPolicy) -> Self {
+    /// Takes over a whole policy.
+    #[must_use]
+    pub fn policy(mut self, policy: StepPolicy) -> Self {
         self.policy = policy;
         self
     }
 
-    pub(crate) fn before_any(mut self, id: String, check: Arc<dyn Check>, options: CheckOptions) -> Self {
-        self.before.push((id, check, options));
-        self
-    }
-
-    pub(crate) fn after_any(mut self, id: String, check: Arc<dyn Check>, options: CheckOptions) -> Self {
-        self.after.push((id, check, options));
+    /// Runs the step only if `holds` says so, asked with the outputs of earlier steps just before
+    /// it would be prepared; `text` is what the plan and the journal show.
+    #[must_use]
+    pub fn when(
+        mut self,
+        text: impl Into<String>,
+        holds: impl Fn(&BTreeMap<StepId, Value>) -> Result<bool, StepError> + Send + Sync + 'static,
+    ) -> Self {
+        self.when = Some(When { text: text.into(), holds: Arc::new(holds) });
         self
     }
 }
@@ -347,12 +369,8 @@ impl Builder {
 
     /// Says how the present version is read: a fact of a check.
     #[must_use]
-    pub fn present(self, check: impl Check, fact: impl Into<String>) -> Self {
-        self.present_any(Arc::new(check), fact.into())
-    }
-
-    pub(crate) fn present_any(mut self, check: Arc<dyn Check>, fact: String) -> Self {
-        self.pipeline.present = Some(PresentVersion { check, fact });
+    pub fn present(mut self, check: impl Check, fact: impl Into<String>) -> Self {
+        self.pipeline.present = Some(PresentVersion { check: Arc::new(check), fact: fact.into() });
         self
     }
 
@@ -391,12 +409,6 @@ impl Builder {
         self
     }
 
-    pub(crate) fn check_any(mut self, id: String, check: Arc<dyn Check>, options: CheckOptions) -> Self {
-        let node = self.node(id, check, options);
-        self.pipeline.checks.extend(node);
-        self
-    }
-
     /// Adds a step that can be undone; it needs the step added before it.
     #[must_use]
     pub fn step(self, id: impl Into<String>, step: impl Rollback) -> Self {
@@ -431,6 +443,16 @@ impl Builder {
         self.source_step(id.into(), StepSource::Ready(step), options(StepOptions::default()))
     }
 
+    /// Adds a step that is made when the outputs it depends on are there.
+    ///
+    /// `kind` and `definition` describe it until then, for the plan and the run's fingerprint.
+    /// What such a step changes is not locked: name it with [`Builder::target`].
+    #[must_use]
+    pub fn deferred_step(self, id: impl Into<String>, step: DeferredStep, options: StepOptions) -> Self {
+        let DeferredStep { kind, irreversible, definition, build } = step;
+        self.source_step(id.into(), StepSource::Deferred { kind, irreversible, definition, build }, options)
+    }
+
     pub(crate) fn source_step(mut self, id: String, source: StepSource, options: StepOptions) -> Self {
         let Some(id) = self.note(StepId::try_from(id).map_err(Into::into)) else { return self };
         let implicit = options.needs.is_none();
@@ -459,12 +481,8 @@ impl Builder {
 
     /// Watches a check beside the running steps, with options.
     #[must_use]
-    pub fn guard_with(self, id: impl Into<String>, check: impl Check, options: GuardOptions) -> Self {
-        self.guard_any(id.into(), Arc::new(check), options)
-    }
-
-    pub(crate) fn guard_any(mut self, id: String, check: Arc<dyn Check>, options: GuardOptions) -> Self {
-        let Some(check) = self.node(id, check, options.check) else { return self };
+    pub fn guard_with(mut self, id: impl Into<String>, check: impl Check, options: GuardOptions) -> Self {
+        let Some(check) = self.node(id.into(), Arc::new(check), options.check) else { return self };
         let mut step = |name: Option<String>| name.and_then(|n| self.note(StepId::try_from(n).map_err(Into::into)));
         let guard = GuardNode {
             check,
@@ -487,24 +505,16 @@ impl Builder {
 
     /// Asks a check when every step is applied, with options.
     #[must_use]
-    pub fn verify_with(self, id: impl Into<String>, check: impl Check, options: CheckOptions) -> Self {
-        self.verify_any(id.into(), Arc::new(check), options)
-    }
-
-    pub(crate) fn verify_any(mut self, id: String, check: Arc<dyn Check>, options: CheckOptions) -> Self {
-        let node = self.node(id, check, options);
+    pub fn verify_with(mut self, id: impl Into<String>, check: impl Check, options: CheckOptions) -> Self {
+        let node = self.node(id.into(), Arc::new(check), options);
         self.pipeline.verify.extend(node);
         self
     }
 
     /// Asks a check when everything is undone; without any, the pre-checks that had passed are asked.
     #[must_use]
-    pub fn rollback_verify(self, id: impl Into<String>, check: impl Check, options: CheckOptions) -> Self {
-        self.rollback_verify_any(id.into(), Arc::new(check), options)
-    }
-
-    pub(crate) fn rollback_verify_any(mut self, id: String, check: Arc<dyn Check>, options: CheckOptions) -> Self {
-        let node = self.node(id, check, options);
+    pub fn rollback_verify(mut self, id: impl Into<String>, check: impl Check, options: CheckOptions) -> Self {
+        let node = self.node(id.into(), Arc::new(check), options);
         self.pipeline.rollback_verify.get_or_insert_default().extend(node);
         self
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use semver::{Version, VersionReq};
 use serde_json::Value;
 
-pub use self::builder::{Builder, CheckOptions, GuardOptions, PipelineError, StepOptions};
+pub use self::builder::{Builder, CheckOptions, DeferredStep, GuardOptions, PipelineError, StepOptions};
 pub use self::policy::{Budget, CheckPolicy, CommitMode, Retry, StepPolicy};
 pub use self::version::{Channel, PresentVersion, Requirement};
 use crate::check::Check;
@@ -63,8 +63,7 @@ pub(crate) struct Source {
 }
 
 /// Gives a step that is built when the outputs it refers to are there.
-pub(crate) type DeferredBuild =
-    Arc<dyn Fn(&BTreeMap<StepId, Value>) -> Result<AnyStep, StepError> + Send + Sync + 'static>;
+pub type DeferredBuild = Arc<dyn Fn(&BTreeMap<StepId, Value>) -> Result<AnyStep, StepError> + Send + Sync + 'static>;
 
 /// Gives a condition that is judged when the outputs it refers to are there.
 pub(crate) type DeferredCondition =
