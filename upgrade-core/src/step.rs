@@ -121,6 +121,25 @@ pub trait Step: Send + Sync + 'static {
 /// A trait of its own: a step that does not implement it enters a pipeline only as
 /// [`irreversible`](crate::pipeline::Builder::irreversible), with a reason.
 ///
+/// ```compile_fail,E0277
+/// # use upgrade_core::{context::Context, error::StepError, pipeline::Pipeline, step::{Prepared, Step}};
+/// # struct DropsTheTable;
+/// # #[async_trait::async_trait]
+/// # impl Step for DropsTheTable {
+/// #     const KIND: &'static str = "example.drop";
+/// #     type Undo = ();
+/// #     type Output = ();
+/// #     async fn prepare(&self, _: &Context) -> Result<Prepared<(), ()>, StepError> {
+/// #         Ok(Prepared::change((), []))
+/// #     }
+/// #     async fn apply(&self, _: &Context, _: &()) -> Result<(), StepError> {
+/// #         Ok(())
+/// #     }
+/// # }
+/// // It has no `Rollback`: `irreversible("drop", DropsTheTable, "the rows are gone")` would do.
+/// Pipeline::builder("orders").step("drop", DropsTheTable);
+/// ```
+///
 /// # Guarantees
 /// Called for every step that was prepared, whatever came of its `apply`, in reverse order of
 /// dependency; never for an *unchanged* step and never after its `commit` began.

@@ -139,9 +139,6 @@ pub fn is_past_pivot(pipeline: &Pipeline, run: &Run) -> bool {
 
 /// Tells whether running steps should be cancelled instead of awaited.
 pub fn is_urgent(run: &Run) -> bool {
-    if !matches!(run.state, RunState::Checking | RunState::Applying | RunState::Verifying | RunState::Probation) {
-        return false;
-    }
     match &run.failure {
         Some(Cause::Operator { .. } | Cause::Budget { .. }) => true,
         Some(Cause::Check { phase, .. }) => *phase == Phase::Guard,

@@ -24,6 +24,7 @@ impl Pipeline {
             Value::Null => {
                 let mut document = shape.clone();
                 document["environment"] = Value::Null;
+                document["files"] = Value::Null;
                 document
             }
             document => document.clone(),

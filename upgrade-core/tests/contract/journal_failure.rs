@@ -19,12 +19,23 @@ use upgrade_core::testkit::toy::{SetText, TextIs, ToyWorld};
 
 use crate::scripted::{Bench, failing, nap};
 
-/// Fails at one append, for good.
-struct Full {
-    inner: MemoryJournal,
+/// Fails at one append, for good; or only takes its time.
+pub(crate) struct Full {
+    inner: Arc<dyn Journal>,
     at: u64,
     durable: bool,
     appends: AtomicU64,
+    delay: Duration,
+}
+
+impl Full {
+    fn new(inner: &MemoryJournal, at: u64, durable: bool) -> Self {
+        Self { inner: Arc::new(inner.clone()), at, durable, appends: 0.into(), delay: Duration::ZERO }
+    }
+
+    pub(crate) fn slow(inner: Arc<dyn Journal>, delay: Duration) -> Self {
+        Self { inner, at: u64::MAX, durable: false, appends: 0.into(), delay }
+    }
 }
 
 #[async_trait]
@@ -39,6 +50,7 @@ impl Journal for Full {
         at: Seq,
         entries: &[Entry],
     ) -> Result<Vec<Record>, JournalError> {
+        tokio::time::sleep(self.delay).await;
         let count = self.appends.fetch_add(1, Ordering::SeqCst) + 1;
         if count < self.at {
             return self.inner.append(lease, run, at, entries).await;
@@ -88,7 +100,7 @@ async fn the_run_halts_at_whatever_append_fails_and_can_be_resumed() {
             let world = ToyWorld::new([("a", "old"), ("b", "old")]);
             let pipeline = pipeline(&world, fails);
             let inner = MemoryJournal::new();
-            let full = Full { inner: inner.clone(), at, durable, appends: 0.into() };
+            let full = Full::new(&inner, at, durable);
             let executor = Executor::new(Arc::new(full));
             let halted = executor.run(&pipeline, &RunOptions::default(), &Interrupt::new()).await;
             if halted.is_ok() {
@@ -119,7 +131,7 @@ async fn the_run_halts_at_whatever_append_fails_and_can_be_resumed() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_undone_on_a_guess_after_the_journal_failed() {
     let bench = Bench::default();
-    let journal = Full { inner: bench.journal.clone(), at: 4, durable: false, appends: 0.into() };
+    let journal = Full::new(&bench.journal, 4, false);
     let pipeline = Pipeline::builder("p").step("a", bench.step("a")).build().unwrap();
     let halted = Executor::new(Arc::new(journal)).run(&pipeline, &RunOptions::default(), &Interrupt::new()).await;
     assert!(halted.is_err());
@@ -157,7 +169,7 @@ async fn a_run_resumed_at_any_entry_makes_the_entries_of_one_that_was_not() {
     for at in 2..8 {
         let world = ToyWorld::new([("a", "old"), ("b", "old")]);
         let bench = Bench::default();
-        let full = Full { inner: bench.journal.clone(), at, durable: true, appends: 0.into() };
+        let full = Full::new(&bench.journal, at, true);
         let pipeline = pipeline(&world, false);
         let halted = Executor::new(Arc::new(full)).run(&pipeline, &RunOptions::default(), &Interrupt::new()).await;
         assert!(halted.is_err());

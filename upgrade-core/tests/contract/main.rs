@@ -1,4 +1,5 @@
 //! The contract, point by point: each test fails without the promise that its name reads as.
+#![cfg(test)]
 #![cfg(feature = "testkit")]
 
 mod bounded;

@@ -1,6 +1,7 @@
 //! Point 7: one driver.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::json;
 use upgrade_core::entry::{Demand, Entry, Resolution};
@@ -10,6 +11,7 @@ use upgrade_core::journal::{FileJournal, Journal, JournalError};
 use upgrade_core::pipeline::{CommitMode, Pipeline};
 use upgrade_core::units::Span;
 
+use crate::journal_failure::Full;
 use crate::scripted::{Bench, Place, nap, resolve, rollback, tries, why};
 
 fn slow(bench: &Bench, millis: u64) -> Pipeline {
@@ -29,7 +31,9 @@ async fn a_driver_that_lost_its_lease_cancels_and_writes_nothing() {
     nap(1_000).await;
     let before = bench.records().await.len();
     bench.journal.revoke_leases();
+    let lost = tokio::time::Instant::now();
     let halted = driver.await.unwrap();
+    assert!(lost.elapsed().as_secs() < 5, "what runs was not cancelled");
     assert!(matches!(halted, Err(ExecutorError::Journal(JournalError::LeaseLost { .. }))), "{halted:?}");
     assert_eq!(bench.records().await.len(), before);
     assert_eq!(bench.calls(), ["prepare a", "apply a"]);
@@ -190,7 +194,9 @@ async fn an_open_run_blocks_every_target_that_overlaps() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_runs_that_begin_at_once_on_overlapping_paths_one_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let journal: Arc<dyn Journal> = Arc::new(FileJournal::open(directory.path().join("state")).unwrap());
+    let inner: Arc<dyn Journal> = Arc::new(FileJournal::open(directory.path().join("state")).unwrap());
+    // Slow to write: a run that is just being made is not to be seen yet by one that looks.
+    let journal: Arc<dyn Journal> = Arc::new(Full::slow(inner, Duration::from_millis(30)));
     for round in 0..10 {
         let bench = Bench::default();
         let beside = Arc::new(Mutex::new((0_u32, 0_u32)));

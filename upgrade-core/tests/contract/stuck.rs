@@ -79,7 +79,7 @@ async fn the_operator_retries_skips_or_abandons_and_each_is_journaled() {
                 assert_eq!((bench.count("rollback stuck"), undone), (2, 1));
             }
             (Resolution::Skip, Outcome::RolledBack { .. }) => {
-                assert_eq!((bench.count("rollback stuck"), undone), (1, 1))
+                assert_eq!((bench.count("rollback stuck"), undone), (1, 1));
             }
             // What the abandoned step stands on is not taken from under it.
             (Resolution::Abandon, Outcome::Abandoned { steps }) => {

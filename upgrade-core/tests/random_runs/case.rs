@@ -159,7 +159,7 @@ pub(crate) fn live(seed: u64) -> Result<&'static str, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let mut case = Case { random, world, pipeline };
     runtime.block_on(async {
-        let outcome = case.drive_to_the_end().await?;
+        let outcome = Box::pin(case.drive_to_the_end()).await?;
         case.judge(&outcome).await.map(|()| name_of(&outcome))
     })
 }
@@ -174,7 +174,7 @@ impl Case {
         for round in 0..ROUNDS {
             // Later rounds are left in peace, so that every case comes to an end.
             let peace = round > 8;
-            let outcome = match self.drive(next.take(), peace).await? {
+            let outcome = match Box::pin(self.drive(next.take(), peace)).await? {
                 Some(report) => report.outcome,
                 None => {
                     next = Some(match self.stuck_step().await {

@@ -4,6 +4,9 @@
 //! `UPGRADE_SEED=N` lives through one seed; `UPGRADE_CAMPAIGN_SEEDS=N` and
 //! `UPGRADE_CAMPAIGN_SHARD=I/N` bound the campaign.
 
+#![cfg(test)]
+#![cfg(feature = "testkit")]
+
 mod case;
 mod faulty;
 mod world;
