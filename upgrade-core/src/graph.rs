@@ -9,6 +9,11 @@ use crate::names::StepId;
 pub struct Graph {
     nodes: BTreeMap<StepId, Node>,
     order: Vec<StepId>,
+    /// For each step in order, where it stands among the ids in their own order.
+    ranks: Vec<usize>,
+    /// For each step in order, the places of what it needs.
+    needs: Vec<Vec<usize>>,
+    pivot: Option<StepId>,
 }
 
 /// Describes one step's place.
@@ -67,7 +72,15 @@ impl Graph {
             }
         }
         let order = order(&written, &nodes)?;
-        Ok(Self { nodes, order })
+        let ranks: BTreeMap<&StepId, usize> = nodes.keys().zip(0..).collect();
+        let places: BTreeMap<&StepId, usize> = order.iter().zip(0..).collect();
+        Ok(Self {
+            ranks: order.iter().map(|id| ranks[id]).collect(),
+            needs: order.iter().map(|id| nodes[id].needs.iter().map(|needs| places[needs]).collect()).collect(),
+            pivot: order.iter().find(|id| !nodes[*id].reversible).cloned(),
+            nodes,
+            order,
+        })
     }
 
     /// Lists the steps, each after all that it needs, otherwise as written.
@@ -102,7 +115,17 @@ impl Graph {
 
     /// Returns the first irreversible step in order: the pivot.
     pub fn pivot(&self) -> Option<&StepId> {
-        self.order.iter().find(|step| self.nodes.get(*step).is_some_and(|node| !node.reversible))
+        self.pivot.as_ref()
+    }
+
+    /// Lists, for each step in order, where it stands among the ids in their own order.
+    pub(crate) fn ranks(&self) -> &[usize] {
+        &self.ranks
+    }
+
+    /// Lists the places, in order, of what the step at a place needs directly.
+    pub(crate) fn needs_of(&self, place: usize) -> &[usize] {
+        self.needs.get(place).map_or(&[], Vec::as_slice)
     }
 
     fn reach(&self, step: &StepId, next: impl Fn(&Node) -> &BTreeSet<StepId>) -> BTreeSet<StepId> {

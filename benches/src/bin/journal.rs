@@ -6,19 +6,16 @@
 //! next, on the same disk. They take turns in short rounds, and the median of the rounds' ratios
 //! counts: a disk's mood changes within seconds.
 
-use std::error::Error;
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use upgrade_benches::{Outcome, append_raw, median, status_mib};
 use upgrade_core::entry::{Entry, Record};
 use upgrade_core::journal::{FileJournal, Journal, Lease, conformance};
 use upgrade_core::names::{LockName, RunId, Seq, StepId};
-
-type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 const ROUNDS: usize = 101;
 const RECORDS: usize = 40;
@@ -62,7 +59,7 @@ async fn compare(directory: &Path) -> Outcome<()> {
     let mut at = 1;
     for round in 0..=ROUNDS {
         let time = [
-            append_raw(&raw, &line)?,
+            append_raw(&raw, &line, RECORDS)?,
             append_journal(&journal, &lease, &run, &mut at).await?,
             append_sqlite(&sqlite, &line)?,
         ];
@@ -93,15 +90,6 @@ fn sample_line() -> Outcome<Vec<u8>> {
     let mut line = serde_json::to_vec(&record)?;
     line.push(b'\n');
     Ok(line)
-}
-
-fn append_raw(mut file: &File, line: &[u8]) -> Outcome<Duration> {
-    let start = Instant::now();
-    for _ in 0..RECORDS {
-        file.write_all(line)?;
-        file.sync_data()?;
-    }
-    Ok(start.elapsed())
 }
 
 fn open_sqlite(home: &Path) -> Outcome<Connection> {
@@ -165,15 +153,4 @@ async fn load(directory: &Path, run: &str) -> Outcome<()> {
         status_mib("VmHWM:")?
     );
     Ok(())
-}
-
-fn status_mib(key: &str) -> Outcome<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix(key)).ok_or("the kernel does not tell")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -141,7 +141,7 @@ impl Caller {
             environment: self.pipeline.environment.clone(),
             from: run.header().from.clone(),
             to: self.pipeline.to.clone(),
-            outputs: Arc::new(run.outputs()),
+            outputs: run.outputs().clone(),
             baseline,
             checkpoint: match subject.step {
                 Some((_, step)) => readable_checkpoint(step, step_run, subject.direction)?,
@@ -225,12 +225,12 @@ impl Caller {
             self.pipeline.step(id).ok_or_else(|| StepError::permanent(format!("the pipeline has no step `{id}`")))?;
         let outputs = run.outputs();
         if let Some(when) = node.when.as_ref().filter(|_| run.step_state(id) == crate::transition::StepState::Pending)
-            && !(when.holds)(&outputs)?
+            && !(when.holds)(outputs)?
         {
             let reason = format!("`{}` does not hold", when.text);
             return Ok(Box::pin(async move { Ended::Skipped(reason) }));
         }
-        let step = node.build(&outputs)?;
+        let step = node.build(outputs)?;
         let timeout = if direction == Direction::Forward { node.policy.timeout } else { node.policy.undo_timeout };
         let left = budget_end.map_or(timeout.0, |end| self.clock.until(end).min(timeout.0));
         let deadline = Instant::now() + left;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::state::Run;
 use crate::entry::{Cause, GuardAction, Health, Phase};
 use crate::names::{CheckId, StepId};
-use crate::pipeline::{CheckNode, CommitMode, GuardNode, Pipeline, StepPolicy};
+use crate::pipeline::{CheckNode, CommitMode, GuardNode, Pipeline, StepNode, StepPolicy};
 use crate::transition::{RunState, StepState};
 use crate::verdict::Status;
 
@@ -202,16 +202,22 @@ fn apply(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decision
     let mut decision = Decision::default();
     let mut all_done = true;
     let mut busy: BTreeSet<&StepId> = around.in_flight.iter().filter_map(Call::step).collect();
-    let runs_alone = |id: &StepId| pipeline.graph.node(id).is_some_and(|node| !node.reversible);
+    let has_pivot = pipeline.graph.pivot().is_some();
+    let runs_alone = |id: &StepId| has_pivot && pipeline.graph.node(id).is_some_and(|node| !node.reversible);
     let alone = |id: &StepId| runs_alone(id) && run.step_state(id) == StepState::Prepared;
-    let pivot_runs = pipeline.graph.order().iter().any(|id| alone(id) || (runs_alone(id) && busy.contains(id)));
-    for id in pipeline.graph.order() {
-        if is_done(pipeline, run, id) {
+    let pivot_runs =
+        has_pivot && pipeline.graph.order().iter().any(|id| alone(id) || (runs_alone(id) && busy.contains(id)));
+    let done: Vec<bool> = states(pipeline, run).iter().map(|(node, state)| is_done_in(node, *state, run)).collect();
+    for (place, id) in pipeline.graph.order().iter().enumerate() {
+        if done[place] {
             continue;
         }
         all_done = false;
-        let ready = pipeline.graph.needs(id).all(|needs| is_done(pipeline, run, needs));
-        if !ready || busy.contains(id) || busy.len() >= pipeline.max_parallel || (pivot_runs && !runs_alone(id)) {
+        if busy.len() >= pipeline.max_parallel {
+            break;
+        }
+        let ready = pipeline.graph.needs_of(place).iter().all(|needs| done[*needs]);
+        if !ready || busy.contains(id) || (pivot_runs && !runs_alone(id)) {
             continue;
         }
         let alone_later = !busy.is_empty() || !is_turn_of(pipeline, run, id);
@@ -300,12 +306,31 @@ fn does_not_fit(
     })
 }
 
+/// Lists the steps in order, each with its state: one walk over both lists, no look-up a step.
+fn states<'a>(pipeline: &'a Pipeline, run: &Run) -> Vec<(&'a StepNode, StepState)> {
+    let mut begun = run.steps.iter().peekable();
+    let by_id: Vec<_> = pipeline
+        .steps
+        .iter()
+        .map(|(id, node)| {
+            while begun.next_if(|(other, _)| *other < id).is_some() {}
+            let step = begun.next_if(|(other, _)| *other == id);
+            (node, step.map_or(StepState::Pending, |(_, step)| step.state()))
+        })
+        .collect();
+    pipeline.graph.ranks().iter().map(|rank| by_id[*rank]).collect()
+}
+
 /// Tells whether what needs a step may start: it is applied and its own checks have passed.
 fn is_done(pipeline: &Pipeline, run: &Run, id: &StepId) -> bool {
-    match run.step_state(id) {
-        StepState::Applied => pipeline.step(id).is_some_and(|node| {
-            node.after.iter().all(|check| run.checks.contains_key(&(Phase::After(id.clone()), check.id.clone())))
-        }),
+    pipeline.step(id).is_some_and(|node| is_done_in(node, run.step_state(id), run))
+}
+
+fn is_done_in(node: &StepNode, state: StepState, run: &Run) -> bool {
+    match state {
+        StepState::Applied => {
+            node.after.iter().all(|check| run.checks.contains_key(&(Phase::After(node.id.clone()), check.id.clone())))
+        }
         state => state.lets_dependents_start(),
     }
 }
@@ -360,15 +385,18 @@ fn commit(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decisio
     }
     let mut decision = Decision::default();
     let mut all_done = true;
-    for id in pipeline.graph.order() {
-        let call = Call::Commit(id.clone());
-        let committed = |id: &StepId| run.step_state(id) != StepState::Applied;
-        if committed(id) {
+    let committed: Vec<bool> = states(pipeline, run).iter().map(|(_, state)| *state != StepState::Applied).collect();
+    for (place, id) in pipeline.graph.order().iter().enumerate() {
+        if committed[place] {
             continue;
         }
         all_done = false;
-        let room = around.in_flight.len() + decision.actions.len() < pipeline.max_parallel;
-        if !room || around.in_flight.contains(&call) || !pipeline.graph.needs(id).all(committed) {
+        if around.in_flight.len() + decision.actions.len() >= pipeline.max_parallel {
+            break;
+        }
+        let call = Call::Commit(id.clone());
+        let ready = pipeline.graph.needs_of(place).iter().all(|needs| committed[*needs]);
+        if !ready || around.in_flight.contains(&call) {
             continue;
         }
         match run.steps.get(id).and_then(|step| step.retry_at).filter(|at| *at > around.now) {

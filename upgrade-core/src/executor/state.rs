@@ -1,6 +1,7 @@
 //! What a run's journal says: the state that every decision is made from.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -32,6 +33,8 @@ pub struct Run {
     pub(crate) checks: BTreeMap<(Phase, CheckId), Verdict>,
     pub(crate) baselines: BTreeMap<CheckId, BTreeMap<String, f64>>,
     pub(crate) targets: BTreeMap<LockName, String>,
+    /// The outputs of the steps, shared with every call: copied only where one still holds them.
+    outputs: Arc<BTreeMap<StepId, Value>>,
     /// The first thing that makes the run turn back.
     pub(crate) failure: Option<Cause>,
     /// The first thing that makes the run wait.
@@ -167,6 +170,7 @@ impl Run {
             checks: BTreeMap::new(),
             baselines: BTreeMap::new(),
             targets: BTreeMap::new(),
+            outputs: Arc::default(),
             failure: None,
             hold: None,
             confirmed: false,
@@ -343,6 +347,7 @@ impl Run {
                 let run = self.become_state(step, StepState::Unchanged)?;
                 run.output = Some(output.clone());
                 run.reason = Some(reason.clone());
+                Arc::make_mut(&mut self.outputs).insert(step.clone(), output.value.clone());
             }
             Entry::StepSkipped { step, reason } => {
                 self.checks.retain(|(phase, _), _| *phase != Phase::Pivot);
@@ -360,6 +365,7 @@ impl Run {
                 run.elapsed_ms = Some(*elapsed_ms);
                 run.error = None;
                 run.turn();
+                Arc::make_mut(&mut self.outputs).insert(step.clone(), output.value.clone());
             }
             Entry::StepUndoing { step } => self.become_state(step, StepState::Undoing)?.turn(),
             Entry::StepUndone { step, elapsed_ms } => {
@@ -513,8 +519,8 @@ impl Run {
         self.steps.iter().filter(move |(_, step)| step.state.0 == state)
     }
 
-    pub(crate) fn outputs(&self) -> BTreeMap<StepId, Value> {
-        self.steps.iter().filter_map(|(id, step)| Some((id.clone(), step.output.as_ref()?.value.clone()))).collect()
+    pub(crate) fn outputs(&self) -> &Arc<BTreeMap<StepId, Value>> {
+        &self.outputs
     }
 }
 
