@@ -16,7 +16,8 @@ use upgrade_core::verdict::Verdict;
 
 use crate::archive::manifest::RawPath;
 use crate::archive::pack::{self, BackupManifest};
-use crate::archive::{ArchiveError, blocking};
+use crate::archive::ArchiveError;
+use crate::error::blocking;
 use crate::steps::backup::SUFFIX;
 
 const KIND: &str = "host.backup";

@@ -12,8 +12,9 @@ use upgrade_core::error::CheckError;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::verdict::Verdict;
 
-use crate::config::{Format, Validation, deprecations, validate};
-use crate::path_state::{PathState, blocking, observe};
+use crate::document::{Format, Validation, deprecations, validate};
+use crate::error::blocking;
+use crate::files::path_state::{PathState, observe};
 use crate::steps::config::{check_validation, format_of, text_of};
 
 pub(crate) fn register(registry: &mut Registry) {
@@ -75,7 +76,7 @@ impl Check for ConfigCheck {
                 return Ok(Verdict::fail(format!("{shown}, {error}")).with_hint("mend the file at this place"));
             }
         };
-        let list = |findings: Vec<crate::config::Finding>| {
+        let list = |findings: Vec<crate::document::Finding>| {
             findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
         };
         let failures = validate(&self.config.validate, self.format, &text, &document);

@@ -13,7 +13,7 @@ use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::units::{Bytes, Share};
 use upgrade_core::verdict::Verdict;
 
-use crate::process::absolute;
+use crate::files::absolute;
 
 /// Configures `host.disk`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

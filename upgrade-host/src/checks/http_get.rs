@@ -14,7 +14,7 @@ use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::units::Span;
 use upgrade_core::verdict::Verdict;
 
-use crate::http_request::{HttpReply, HttpRequest, NoReply};
+use crate::http::{HttpReply, HttpRequest, NoReply};
 use crate::text_or_secret::TextOrSecret;
 
 /// Configures `http.get`.

@@ -18,7 +18,7 @@ use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::units::{Share, Span};
 use upgrade_core::verdict::{Limit, Verdict};
 
-use crate::http_request::{HttpRequest, NoReply};
+use crate::http::{HttpRequest, NoReply};
 use crate::text_or_secret::TextOrSecret;
 
 /// Configures `http.probe`.

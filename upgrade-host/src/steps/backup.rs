@@ -20,8 +20,9 @@ use upgrade_core::units::Bytes;
 
 use crate::archive::manifest::{Manifest, RawPath};
 use crate::archive::pack::{self, BackupManifest, Proven, Selection};
-use crate::archive::{ArchiveError, blocking, tree};
-use crate::durable;
+use crate::archive::{ArchiveError, tree};
+use crate::error::blocking;
+use crate::files::durable;
 use crate::machine::MachineTarget;
 
 pub(crate) fn register(registry: &mut Registry) {

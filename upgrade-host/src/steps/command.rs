@@ -13,8 +13,9 @@ use upgrade_core::error::StepError;
 use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 
-use crate::leftovers;
-use crate::process::{Ended, Program, Role, absolute, line};
+use crate::process::leftovers;
+use crate::files::absolute;
+use crate::process::program::{Ended, Program, Role, line};
 use crate::text_or_secret::TextOrSecret;
 
 /// Configures `host.command`.

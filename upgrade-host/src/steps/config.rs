@@ -16,12 +16,13 @@ use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 
 use super::file::resolved;
-use crate::config::{
+use crate::document::{
     self, Finding, Format, MigrateError, Migrated, Resolved, Rule, Validation, changed_paths, deprecations, migrate,
 };
 use crate::machine::MachineTarget;
-use crate::path_state::{Observed, PathState, blocking, observe};
-use crate::swap::{self, Contents, FileUndo};
+use crate::error::blocking;
+use crate::files::path_state::{Observed, PathState, observe};
+use crate::files::swap::{self, Contents, FileUndo};
 
 pub(crate) fn register(registry: &mut Registry) {
     registry.step("host.config", "Migrates a configuration file by rules, comments and order kept.", build);

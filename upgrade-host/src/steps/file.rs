@@ -16,11 +16,12 @@ use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 
 use crate::machine::MachineTarget;
-use crate::masked_diff::{Shown, masked_diff};
-use crate::ownership::{self, Mode};
-use crate::path_state::{Observed, PathState, blocking, digest, io_error, observe};
-use crate::swap::{self, Contents, FileUndo};
-use crate::template::{self, Template};
+use crate::files::masked_diff::{Shown, masked_diff};
+use crate::files::ownership::{self, Mode};
+use crate::error::{blocking, io_error};
+use crate::files::path_state::{Observed, PathState, digest, observe};
+use crate::files::swap::{self, Contents, FileUndo};
+use crate::files::template::{self, Template};
 
 pub(crate) fn register(registry: &mut Registry) {
     registry.step("host.file", "Writes, copies or removes a file, with its mode and owner.", build);

@@ -22,8 +22,9 @@ use upgrade_core::target::Target;
 use upgrade_core::units::Bytes;
 
 use crate::archive::manifest::Manifest;
-use crate::archive::{ArchiveError, Limits, blocking, tree, unpack};
-use crate::durable;
+use crate::archive::{ArchiveError, Limits, is_sha256, tree, unpack};
+use crate::error::blocking;
+use crate::files::durable;
 use crate::machine::MachineTarget;
 use prune::Candidate;
 use source::{Expected, Source, Verified};
@@ -452,7 +453,7 @@ fn source_of(config: &ReleaseConfig, cx: &BuildContext) -> Result<Source, BuildE
     };
     let digest = match (&config.sha256, &config.sha256_file) {
         (Some(_), Some(_)) => return Err(BuildError::new("give either `sha256` or `sha256_file`").at("sha256_file")),
-        (Some(digest), None) if !source::is_sha256(digest) => {
+        (Some(digest), None) if !is_sha256(digest) => {
             return Err(BuildError::new("a SHA-256 digest has 64 hexadecimal digits").at("sha256"));
         }
         (Some(digest), None) => Some(Expected::Sha256(digest.clone())),

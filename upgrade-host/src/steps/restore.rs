@@ -20,8 +20,9 @@ use upgrade_core::units::Bytes;
 use crate::archive::manifest::{Entry, Kind, Manifest, RawPath};
 use crate::archive::pack::{self, Proven};
 use crate::archive::unpack::{Rules, fresh_directory, unpack};
-use crate::archive::{ArchiveError, blocking, tree};
-use crate::durable;
+use crate::archive::{ArchiveError, is_sha256, tree};
+use crate::error::blocking;
+use crate::files::durable;
 use crate::machine::MachineTarget;
 
 pub(crate) fn register(registry: &mut Registry) {
@@ -111,7 +112,7 @@ impl HostRestore {
     /// # Errors
     /// The digest is not one.
     pub fn new(config: RestoreConfig, cx: &BuildContext) -> Result<Self, BuildError> {
-        if config.sha256.as_ref().is_some_and(|d| d.len() != 64 || !d.bytes().all(|b| b.is_ascii_hexdigit())) {
+        if config.sha256.as_deref().is_some_and(|digest| !is_sha256(digest)) {
             return Err(BuildError::new("a SHA-256 digest has 64 hexadecimal digits").at("sha256"));
         }
         let absolute = |path: &PathBuf| std::path::absolute(cx.path(path)).unwrap_or_else(|_| cx.path(path));

@@ -16,10 +16,10 @@ use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 use upgrade_core::units::Span;
 
-use crate::leftovers;
+use crate::process::leftovers;
 use crate::machine::MachineTarget;
-use crate::process::absolute;
-use crate::service_control::{Activity, ServiceControl, Verb};
+use crate::files::absolute;
+use crate::process::service_control::{Activity, ServiceControl, Verb};
 use crate::text_or_secret::TextOrSecret;
 
 /// Says what is done to the service.
