@@ -15,7 +15,7 @@ use upgrade_core::verdict::Verdict;
 
 use crate::files::absolute;
 use crate::process::program::{Program, Role};
-use crate::steps::command::{SuccessCodes, argv_of};
+use crate::steps::{SuccessCodes, argv_of};
 use crate::text_or_secret::TextOrSecret;
 use crate::version_text::version_in;
 

@@ -9,8 +9,8 @@ use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
 use upgrade_core::sealed::SealedRef;
 
-use crate::files::durable::{self, Ownership};
 use crate::error::{blocking, io_error, not_cancelled};
+use crate::files::durable::{self, Ownership};
 use crate::files::path_state::{self, Modified, Observed, PathState, observe};
 
 /// Holds what undoing a change of one file needs; the content itself is sealed or kept aside.
@@ -145,8 +145,7 @@ fn write(path: &Path, contents: Contents, sha256: &str, ownership: Ownership, ke
         }
         Contents::CopyOf(source) => {
             let read = |error: io::Error| io_error(format!("{} cannot be read", source.display()), &error);
-            let (digest, ..) =
-                path_state::digest(&mut File::open(&source).map_err(read)?, false).map_err(read)?;
+            let (digest, ..) = path_state::digest(&mut File::open(&source).map_err(read)?, false).map_err(read)?;
             if digest != sha256 {
                 return Err(changed());
             }

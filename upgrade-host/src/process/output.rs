@@ -85,7 +85,7 @@ fn tail_of(file: &File, from: u64) -> Tail {
     tail
 }
 
-struct Reader {
+pub(super) struct Reader {
     tail: Arc<Mutex<Tail>>,
     task: JoinHandle<()>,
 }
