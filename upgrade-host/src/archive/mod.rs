@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 
+use crate::error::{cancelled, io_error};
+
 /// Bounds what an archive may become.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -75,41 +77,16 @@ impl From<ArchiveError> for StepError {
             ArchiveError::Changing { .. } => {
                 (StepError::transient as _, "stop what writes to it before this step, or list it under `exclude`")
             }
-            ArchiveError::Cancelled => (StepError::transient as _, "it was asked to stop; resume or roll back"),
-            ArchiveError::Io { source, .. } => return from_io(&error, source),
+            ArchiveError::Cancelled => return cancelled(),
+            ArchiveError::Io { source, .. } => return io_error(error.to_string(), source),
         };
-        class(error.to_string()).with_hint(hint).with_causes_of(&error)
-    }
-}
-
-/// Adds the sources of an error without repeating the error itself.
-trait WithCausesOf {
-    fn with_causes_of(self, error: &dyn std::error::Error) -> Self;
-}
-
-impl WithCausesOf for StepError {
-    fn with_causes_of(self, error: &dyn std::error::Error) -> Self {
-        match error.source() {
-            Some(source) => self.with_cause(source),
-            None => self,
+        let failed = class(error.to_string()).with_hint(hint);
+        // Without the error itself, whose text it has already.
+        match std::error::Error::source(&error) {
+            Some(source) => failed.with_cause(source),
+            None => failed,
         }
     }
-}
-
-fn from_io(error: &ArchiveError, source: &io::Error) -> StepError {
-    use io::ErrorKind as Kind;
-    let (permanent, hint) = match source.kind() {
-        Kind::StorageFull | Kind::QuotaExceeded => (true, "free some space on that file system and try again"),
-        Kind::PermissionDenied => (true, "run as a user who may do this, or correct the permissions"),
-        Kind::NotFound => (true, "check the path"),
-        Kind::ReadOnlyFilesystem => (true, "mount the file system for writing"),
-        Kind::AlreadyExists | Kind::NotADirectory | Kind::IsADirectory => {
-            (true, "look at what is there and move it away")
-        }
-        _ => (false, "try again; if it persists, look at the file system and the kernel's log"),
-    };
-    let class = if permanent { StepError::permanent } else { StepError::transient };
-    class(error.to_string()).with_hint(hint).with_cause(source)
 }
 
 /// Reports progress and ends the work when the call is cancelled.
@@ -121,19 +98,7 @@ pub(crate) fn watch(cx: &Context, done: u64, total: u64, message: &str) -> Resul
     Ok(())
 }
 
-/// Does blocking file work off the runtime's threads and waits for its end, so that nothing runs on
-/// behind the step's back.
-///
-/// # Errors
-/// What the work says; a panic in it is of class *unknown*.
-pub(crate) async fn blocking<T, F>(work: F) -> Result<T, StepError>
-where
-    T: Send + 'static,
-    F: FnOnce() -> Result<T, StepError> + Send + 'static,
-{
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-        Err(StepError::unknown("the file work ended abnormally")
-            .with_cause(&error)
-            .with_hint("this is a defect of the program: report it, then resume"))
-    })
+/// Tells whether a text is a SHA-256 digest in hexadecimal.
+pub(crate) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

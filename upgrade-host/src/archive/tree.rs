@@ -12,7 +12,7 @@ use upgrade_core::sealed::hex;
 
 use super::manifest::{Entry, Kind, Manifest, RawPath};
 use super::{ArchiveError, watch};
-use crate::durable;
+use crate::files::durable;
 
 /// Describes `base/start` and all below it, with paths relative to `base`; without `start`, all
 /// below `base`. What is not there has no entries.

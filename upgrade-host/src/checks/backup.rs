@@ -10,22 +10,16 @@ use serde_json::Value;
 use upgrade_core::check::Check;
 use upgrade_core::context::Context;
 use upgrade_core::error::{CheckError, StepError};
-use upgrade_core::registry::{BuildContext, Registry};
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::units::Span;
 use upgrade_core::verdict::Verdict;
 
+use crate::archive::ArchiveError;
 use crate::archive::manifest::RawPath;
 use crate::archive::pack::{self, BackupManifest};
-use crate::archive::{ArchiveError, blocking};
-use crate::steps::backup::SUFFIX;
-
-const KIND: &str = "host.backup";
-
-pub(crate) fn register(registry: &mut Registry) {
-    registry.check(KIND, "Asks for a backup that is recent and reads back whole.", |config: BackupCheckConfig, cx| {
-        Ok(HostBackupCheck::new(config, cx))
-    });
-}
+use crate::error::blocking;
+use crate::files::absolute;
+use crate::steps::BACKUP_SUFFIX;
 
 /// Configures the check `host.backup`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -37,7 +31,7 @@ pub struct BackupCheckConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Span>,
     /// Paths that it must hold.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holds: Vec<PathBuf>,
 }
 
@@ -45,19 +39,21 @@ pub struct BackupCheckConfig {
 ///
 /// Every byte of it is read and every digest compared; one that does not prove itself fails.
 #[derive(Debug, Clone)]
-pub struct HostBackupCheck {
+pub struct BackupCheck {
     config: BackupCheckConfig,
     path: PathBuf,
     holds: Vec<PathBuf>,
 }
 
-impl HostBackupCheck {
-    /// Makes the check; relative paths start from the context's directory.
-    pub fn new(config: BackupCheckConfig, cx: &BuildContext) -> Self {
+impl BackupCheck {
+    /// Makes the check from its configuration; relative paths start from the context's directory.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn from_config(config: BackupCheckConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         let path = cx.path(&config.path);
-        let absolute = |path: &PathBuf| std::path::absolute(cx.path(path)).unwrap_or_else(|_| cx.path(path));
-        let holds = config.holds.iter().map(absolute).collect();
-        Self { config, path, holds }
+        let holds = config.holds.iter().map(|path| absolute(&cx.path(path))).collect();
+        Ok(Self { config, path, holds })
     }
 
     fn ask(&self, cx: &Context) -> Result<Verdict, CheckError> {
@@ -118,7 +114,7 @@ fn newest(path: &Path) -> Result<Option<PathBuf>, CheckError> {
     for entry in fs::read_dir(path).map_err(ArchiveError::io("list", path))? {
         let entry = entry.map_err(ArchiveError::io("list", path))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.ends_with(SUFFIX) || name.starts_with('.') {
+        if !name.ends_with(BACKUP_SUFFIX) || name.starts_with('.') {
             continue;
         }
         let modified = entry.metadata().and_then(|m| m.modified()).map_err(ArchiveError::io("read", &entry.path()))?;
@@ -137,17 +133,17 @@ fn age(path: &Path, manifest: &BackupManifest) -> Result<f64, CheckError> {
 }
 
 #[async_trait]
-impl Check for HostBackupCheck {
+impl Check for BackupCheck {
     async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
         let (check, context) = (self.clone(), cx.clone());
         blocking(move || check.ask(&context)).await
     }
 
     fn kind(&self) -> &str {
-        KIND
+        "host.backup"
     }
 
     fn definition(&self) -> Value {
-        serde_json::json!({ "with": self.config })
+        serde_json::to_value(&self.config).unwrap_or_default()
     }
 }

@@ -13,8 +13,9 @@ use upgrade_core::error::CheckError;
 use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::verdict::Verdict;
 
-use crate::process::{Program, Role, absolute};
-use crate::steps::command::{SuccessCodes, argv_of};
+use crate::files::absolute;
+use crate::process::program::{Program, Role};
+use crate::steps::{SuccessCodes, argv_of};
 use crate::text_or_secret::TextOrSecret;
 use crate::version_text::version_in;
 

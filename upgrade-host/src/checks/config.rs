@@ -9,21 +9,13 @@ use serde_json::Value;
 use upgrade_core::check::Check;
 use upgrade_core::context::Context;
 use upgrade_core::error::CheckError;
-use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::verdict::Verdict;
 
-use crate::config::{Format, Validation, deprecations, validate};
-use crate::path_state::{PathState, blocking, observe};
-use crate::steps::config::{check_validation, format_of, text_of};
-
-pub(crate) fn register(registry: &mut Registry) {
-    registry.check("host.config", "Validates a configuration file: required keys, types, deprecated keys.", build);
-}
-
-fn build(mut config: ConfigCheckConfig, cx: &BuildContext) -> Result<ConfigCheck, BuildError> {
-    config.path = cx.path(&config.path);
-    ConfigCheck::new(config)
-}
+use crate::document::{Finding, Format, Validation, deprecations, validate};
+use crate::error::blocking;
+use crate::files::path_state::{PathState, observe};
+use crate::steps::{check_validation, format_of, text_of};
 
 /// Configures the check `host.config`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -48,11 +40,12 @@ pub struct ConfigCheck {
 }
 
 impl ConfigCheck {
-    /// Takes a configuration.
+    /// Makes the check from its configuration.
     ///
     /// # Errors
     /// The format is not known, or a path cannot be read.
-    pub fn new(config: ConfigCheckConfig) -> Result<Self, BuildError> {
+    pub fn from_config(mut config: ConfigCheckConfig, cx: &BuildContext) -> Result<Self, BuildError> {
+        config.path = cx.path(&config.path);
         let format = format_of(&config.path, config.format)?;
         check_validation(&config.validate)?;
         Ok(Self { config, format })
@@ -75,9 +68,7 @@ impl Check for ConfigCheck {
                 return Ok(Verdict::fail(format!("{shown}, {error}")).with_hint("mend the file at this place"));
             }
         };
-        let list = |findings: Vec<crate::config::Finding>| {
-            findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-        };
+        let list = |findings: Vec<Finding>| findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         let failures = validate(&self.config.validate, self.format, &text, &document);
         if !failures.is_empty() {
             return Ok(Verdict::fail(format!("{shown}: {}", list(failures))).with_hint("mend the file by hand"));
@@ -94,6 +85,6 @@ impl Check for ConfigCheck {
     }
 
     fn definition(&self) -> Value {
-        serde_json::to_value(&self.config).unwrap_or(Value::Null)
+        serde_json::to_value(&self.config).unwrap_or_default()
     }
 }

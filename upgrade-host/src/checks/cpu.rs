@@ -16,7 +16,7 @@ use upgrade_core::verdict::Verdict;
 /// Configures `host.cpu`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct CpuConfig {
+pub struct CpuCheckConfig {
     /// The largest share of the processors' time that may be in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_busy: Option<Share>,
@@ -24,7 +24,7 @@ pub struct CpuConfig {
     pub window: Span,
 }
 
-impl Default for CpuConfig {
+impl Default for CpuCheckConfig {
     fn default() -> Self {
         Self { max_busy: None, window: Span::from_secs(1) }
     }
@@ -32,16 +32,16 @@ impl Default for CpuConfig {
 
 /// Measures the share of all processors' time that is in use.
 #[derive(Debug)]
-pub struct Cpu {
-    config: CpuConfig,
+pub struct CpuCheck {
+    config: CpuCheckConfig,
 }
 
-impl Cpu {
+impl CpuCheck {
     /// Makes the check from its configuration.
     ///
     /// # Errors
     /// The window is too short for the kernel's clock.
-    pub fn from_config(config: CpuConfig, _cx: &BuildContext) -> Result<Self, BuildError> {
+    pub fn from_config(config: CpuCheckConfig, _cx: &BuildContext) -> Result<Self, BuildError> {
         if config.window.0 < sysinfo::MINIMUM_CPU_UPDATE_INTERVAL {
             return Err(BuildError::new("the window is too short to measure").at("window").with_hint("200ms at least"));
         }
@@ -50,7 +50,7 @@ impl Cpu {
 }
 
 #[async_trait]
-impl Check for Cpu {
+impl Check for CpuCheck {
     async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
         let mut system = System::new()
             .map_err(|error| CheckError::permanent("this system's processors cannot be measured").with_cause(&error))?;

@@ -13,12 +13,12 @@ use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::units::{Bytes, Share};
 use upgrade_core::verdict::Verdict;
 
-use crate::process::absolute;
+use crate::files::absolute;
 
 /// Configures `host.disk`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct DiskConfig {
+pub struct DiskCheckConfig {
     /// A path on the file system; the nearest directory above it that exists is measured.
     pub path: PathBuf,
     /// The least free space.
@@ -34,17 +34,17 @@ pub struct DiskConfig {
 
 /// Measures the space that is left for unprivileged users.
 #[derive(Debug)]
-pub struct Disk {
-    config: DiskConfig,
+pub struct DiskCheck {
+    config: DiskCheckConfig,
     path: PathBuf,
 }
 
-impl Disk {
+impl DiskCheck {
     /// Makes the check from its configuration.
     ///
     /// # Errors
     /// None at present.
-    pub fn from_config(config: DiskConfig, cx: &BuildContext) -> Result<Self, BuildError> {
+    pub fn from_config(config: DiskCheckConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         let path = absolute(&cx.path(&config.path));
         Ok(Self { config, path })
     }
@@ -62,7 +62,7 @@ fn measure(path: &Path) -> rustix::io::Result<rustix::fs::StatVfs> {
 }
 
 #[async_trait]
-impl Check for Disk {
+impl Check for DiskCheck {
     async fn check(&self, _cx: &Context) -> Result<Verdict, CheckError> {
         let (path, shown) = (self.path.clone(), self.config.path.display());
         // A network file system that hangs must hang a thread of its own.

@@ -14,13 +14,13 @@ use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::units::Span;
 use upgrade_core::verdict::Verdict;
 
-use crate::http_request::{HttpReply, HttpRequest, NoReply};
+use crate::http::{HttpReply, HttpRequest, NoReply};
 use crate::text_or_secret::TextOrSecret;
 
 /// Configures `http.get`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct HttpGetConfig {
+pub struct HttpGetCheckConfig {
     /// What is asked.
     pub url: String,
     /// The method.
@@ -101,7 +101,7 @@ impl Statuses {
     }
 }
 
-impl HttpGetConfig {
+impl HttpGetCheckConfig {
     /// Asks a URL and expects status 200.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -124,17 +124,17 @@ impl HttpGetConfig {
 
 /// Asks a URL once and looks at the reply.
 #[derive(Debug)]
-pub struct HttpGet {
-    config: HttpGetConfig,
+pub struct HttpGetCheck {
+    config: HttpGetCheckConfig,
     request: HttpRequest,
 }
 
-impl HttpGet {
+impl HttpGetCheck {
     /// Makes the check from its configuration.
     ///
     /// # Errors
     /// The URL, the method, a header's name or a JSON pointer is not one.
-    pub fn from_config(config: HttpGetConfig, cx: &BuildContext) -> Result<Self, BuildError> {
+    pub fn from_config(config: HttpGetCheckConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         for (key, pointers) in
             [("json", config.json.keys().collect::<Vec<_>>()), ("facts", config.facts.values().collect())]
         {
@@ -154,7 +154,7 @@ impl HttpGet {
 
     /// Returns what is wrong with a reply.
     fn faults(&self, reply: &HttpReply, json: Option<&Value>) -> Vec<String> {
-        let HttpGetConfig { status, header, contains, max_latency, json: expected, .. } = &self.config;
+        let HttpGetCheckConfig { status, header, contains, max_latency, json: expected, .. } = &self.config;
         let mut faults = Vec::new();
         if !status.contain(reply.status) {
             faults.push(format!("status {}, expected {}", reply.status, status.line()));
@@ -221,7 +221,7 @@ fn short(value: &Value) -> String {
 }
 
 #[async_trait]
-impl Check for HttpGet {
+impl Check for HttpGetCheck {
     async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
         let line = self.request.line();
         let waited = self.request.timeout();

@@ -18,13 +18,13 @@ use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::units::{Share, Span};
 use upgrade_core::verdict::{Limit, Verdict};
 
-use crate::http_request::{HttpRequest, NoReply};
+use crate::http::{HttpRequest, NoReply};
 use crate::text_or_secret::TextOrSecret;
 
 /// Configures `http.probe`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct HttpProbeConfig {
+pub struct HttpProbeCheckConfig {
     /// What is asked; it must be safe to ask often.
     pub url: String,
     /// The method.
@@ -82,7 +82,7 @@ fn min_requests() -> u32 {
     10
 }
 
-impl HttpProbeConfig {
+impl HttpProbeCheckConfig {
     /// Asks a URL for five seconds, twenty times a second, without limits.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -122,17 +122,17 @@ impl HttpProbeConfig {
 /// Requests leave on schedule, answered or not: a server that stalls is measured as it looks to
 /// its users, not as it looks to one patient client.
 #[derive(Debug)]
-pub struct HttpProbe {
-    config: HttpProbeConfig,
+pub struct HttpProbeCheck {
+    config: HttpProbeCheckConfig,
     request: Arc<HttpRequest>,
 }
 
-impl HttpProbe {
+impl HttpProbeCheck {
     /// Makes the check from its configuration.
     ///
     /// # Errors
     /// The URL or a header's name is not one, or the window is too short for the requests.
-    pub fn from_config(config: HttpProbeConfig, cx: &BuildContext) -> Result<Self, BuildError> {
+    pub fn from_config(config: HttpProbeCheckConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         if !(config.rate > 0.0 && config.rate <= 1000.0) {
             return Err(BuildError::new("the rate must be above 0 and at most 1000 requests a second").at("rate"));
         }
@@ -183,7 +183,7 @@ impl HttpProbe {
     }
 }
 
-fn planned(config: &HttpProbeConfig) -> u64 {
+fn planned(config: &HttpProbeCheckConfig) -> u64 {
     (config.window.0.as_secs_f64() * config.rate).floor() as u64
 }
 
@@ -218,7 +218,7 @@ impl Samples {
 }
 
 #[async_trait]
-impl Check for HttpProbe {
+impl Check for HttpProbeCheck {
     async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
         let mut samples = self.measure(cx).await?;
         let (requests, line) = (samples.requests(), self.request.line());

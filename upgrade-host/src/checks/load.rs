@@ -14,7 +14,7 @@ use upgrade_core::verdict::Verdict;
 /// Configures `host.load`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct LoadConfig {
+pub struct LoadCheckConfig {
     /// The largest load of the last minute for each processor: 1.0 keeps all of them busy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_per_core: Option<f64>,
@@ -22,16 +22,16 @@ pub struct LoadConfig {
 
 /// Reads the system's load averages.
 #[derive(Debug)]
-pub struct Load {
-    config: LoadConfig,
+pub struct LoadCheck {
+    config: LoadCheckConfig,
 }
 
-impl Load {
+impl LoadCheck {
     /// Makes the check from its configuration.
     ///
     /// # Errors
     /// The limit is not a positive number.
-    pub fn from_config(config: LoadConfig, _cx: &BuildContext) -> Result<Self, BuildError> {
+    pub fn from_config(config: LoadCheckConfig, _cx: &BuildContext) -> Result<Self, BuildError> {
         if config.max_per_core.is_some_and(|most| !most.is_finite() || most <= 0.0) {
             return Err(BuildError::new("the limit must be above 0").at("max_per_core"));
         }
@@ -40,7 +40,7 @@ impl Load {
 }
 
 #[async_trait]
-impl Check for Load {
+impl Check for LoadCheck {
     async fn check(&self, _cx: &Context) -> Result<Verdict, CheckError> {
         let cores = std::thread::available_parallelism().map_err(|error| {
             CheckError::permanent("this system does not say how many processors it has").with_cause(&error)

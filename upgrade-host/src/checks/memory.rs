@@ -15,7 +15,7 @@ use upgrade_core::verdict::Verdict;
 /// Configures `host.memory`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct MemoryConfig {
+pub struct MemoryCheckConfig {
     /// The least memory that is available without swapping.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub available: Option<Bytes>,
@@ -27,16 +27,16 @@ pub struct MemoryConfig {
 /// Measures the memory that is available: the machine's, or what the control group allows if
 /// that is less.
 #[derive(Debug)]
-pub struct Memory {
-    config: MemoryConfig,
+pub struct MemoryCheck {
+    config: MemoryCheckConfig,
 }
 
-impl Memory {
+impl MemoryCheck {
     /// Makes the check from its configuration.
     ///
     /// # Errors
     /// None at present.
-    pub fn from_config(config: MemoryConfig, _cx: &BuildContext) -> Result<Self, BuildError> {
+    pub fn from_config(config: MemoryCheckConfig, _cx: &BuildContext) -> Result<Self, BuildError> {
         Ok(Self { config })
     }
 }
@@ -52,7 +52,7 @@ fn measure() -> Result<(u64, u64), sysinfo::Error> {
 }
 
 #[async_trait]
-impl Check for Memory {
+impl Check for MemoryCheck {
     async fn check(&self, _cx: &Context) -> Result<Verdict, CheckError> {
         let measured = tokio::task::spawn_blocking(measure).await;
         let measured = measured.map_err(|error| CheckError::unknown("the measurement was lost").with_cause(&error))?;

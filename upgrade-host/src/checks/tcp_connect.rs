@@ -24,7 +24,7 @@ const MOST: usize = 64 << 10;
 /// Configures `tcp.connect`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TcpConnectConfig {
+pub struct TcpConnectCheckConfig {
     /// The host's name or address.
     #[serde(default = "host")]
     pub host: String,
@@ -49,7 +49,7 @@ fn longest() -> Span {
     Span::from_secs(5)
 }
 
-impl TcpConnectConfig {
+impl TcpConnectCheckConfig {
     /// Connects to a port, no more.
     pub fn new(host: impl Into<String>, port: u16) -> Self {
         Self { host: host.into(), port, timeout: longest(), send: None, expect: None }
@@ -58,8 +58,8 @@ impl TcpConnectConfig {
 
 /// Connects to a port, says something if asked to, and reads the answer.
 #[derive(Debug)]
-pub struct TcpConnect {
-    config: TcpConnectConfig,
+pub struct TcpConnectCheck {
+    config: TcpConnectCheckConfig,
     expect: Option<Vec<u8>>,
 }
 
@@ -70,12 +70,12 @@ enum Talk {
     Unexpected(Vec<u8>),
 }
 
-impl TcpConnect {
+impl TcpConnectCheck {
     /// Makes the check from its configuration.
     ///
     /// # Errors
     /// `send` or `expect` holds a backslash that starts nothing known.
-    pub fn from_config(config: TcpConnectConfig, _cx: &BuildContext) -> Result<Self, BuildError> {
+    pub fn from_config(config: TcpConnectCheckConfig, _cx: &BuildContext) -> Result<Self, BuildError> {
         let wrong = |key: &'static str| {
             move |why: String| BuildError::new(why).at(key).with_hint(r"write `\\` for a backslash")
         };
@@ -142,9 +142,9 @@ fn unescape(text: &str) -> Result<Vec<u8>, String> {
 }
 
 #[async_trait]
-impl Check for TcpConnect {
+impl Check for TcpConnectCheck {
     async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
-        let TcpConnectConfig { host, port, timeout: longest, .. } = &self.config;
+        let TcpConnectCheckConfig { host, port, timeout: longest, .. } = &self.config;
         let place = format!("{host}:{port}");
         let send = match &self.config.send {
             // A secret is sent as it is: it was not written with escapes in mind.

@@ -10,27 +10,19 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use upgrade_core::AnyStep;
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
-use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 use upgrade_core::units::Bytes;
 
 use crate::archive::manifest::{Manifest, RawPath};
 use crate::archive::pack::{self, BackupManifest, Proven, Selection};
-use crate::archive::{ArchiveError, blocking, tree};
-use crate::durable;
+use crate::archive::{ArchiveError, tree};
+use crate::error::blocking;
+use crate::files::{absolute, durable};
 use crate::machine::MachineTarget;
-
-pub(crate) fn register(registry: &mut Registry) {
-    registry.step(
-        HostBackup::KIND,
-        "Keeps paths in a tar.zst with a manifest of digests, proven by reading it back.",
-        |config: BackupConfig, cx| Ok(AnyStep::reversible(HostBackup::new(config, cx)?)),
-    );
-}
 
 /// What the names of backups end with.
 pub(crate) const SUFFIX: &str = ".tar.zst";
@@ -88,7 +80,7 @@ pub enum OnRollback {
 ///
 /// Called again, or after a crash at any point, apply, rollback and commit converge.
 #[derive(Debug, Clone)]
-pub struct HostBackup {
+pub struct Backup {
     config: BackupConfig,
     roots: Vec<PathBuf>,
     to: PathBuf,
@@ -118,12 +110,12 @@ pub struct BackupOutput {
     pub skipped: u64,
 }
 
-impl HostBackup {
-    /// Makes the step; relative paths start from the context's directory.
+impl Backup {
+    /// Makes the step from its configuration; relative paths start from the context's directory.
     ///
     /// # Errors
     /// The configuration contradicts itself.
-    pub fn new(config: BackupConfig, cx: &BuildContext) -> Result<Self, BuildError> {
+    pub fn from_config(config: BackupConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         if config.paths.is_empty() {
             return Err(BuildError::new("there is nothing to keep").at("paths"));
         }
@@ -324,7 +316,7 @@ fn is_archive(path: &Path) -> bool {
 /// Spells a path absolute and without `.` and `..`, links left as they are: the link itself is kept.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
-    for part in std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).components() {
+    for part in absolute(path).components() {
         match part {
             std::path::Component::ParentDir => {
                 plain.pop();
@@ -336,7 +328,7 @@ fn plain(path: &Path) -> PathBuf {
 }
 
 #[async_trait]
-impl Step for HostBackup {
+impl Step for Backup {
     const KIND: &'static str = "host.backup";
     type Undo = BackupUndo;
     type Output = BackupOutput;
@@ -363,7 +355,7 @@ impl Step for HostBackup {
     }
 
     fn definition(&self) -> Value {
-        serde_json::json!({ "with": self.config })
+        serde_json::to_value(&self.config).unwrap_or_default()
     }
 
     fn targets(&self) -> Vec<Arc<dyn Target>> {
@@ -372,7 +364,7 @@ impl Step for HostBackup {
 }
 
 #[async_trait]
-impl Rollback for HostBackup {
+impl Rollback for Backup {
     async fn rollback(&self, cx: &Context, undo: &BackupUndo, output: Option<&BackupOutput>) -> Result<(), StepError> {
         let (step, context, undo, output) = (self.clone(), cx.clone(), undo.clone(), output.cloned());
         blocking(move || step.put_back(&context, &undo, output.as_ref())).await

@@ -13,8 +13,9 @@ use upgrade_core::error::StepError;
 use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 
-use crate::leftovers;
-use crate::process::{Ended, Program, Role, absolute, line};
+use crate::files::absolute;
+use crate::process::leftovers;
+use crate::process::program::{Ended, Program, Role, line};
 use crate::text_or_secret::TextOrSecret;
 
 /// Configures `host.command`.
@@ -128,6 +129,21 @@ impl Command {
         }
         let directory = absolute(&cx.path(config.directory.clone().unwrap_or_default()));
         Ok(Self { config, directory })
+    }
+
+    /// Makes the step from its configuration: reversible with `undo` or `no_effect`, irreversible
+    /// without either.
+    ///
+    /// # Errors
+    /// As [`Command::from_config`].
+    pub fn any_from_config(config: CommandConfig, cx: &BuildContext) -> Result<AnyStep, BuildError> {
+        let reversible = config.no_effect || !config.undo.is_empty();
+        let command = Self::from_config(config, cx)?;
+        Ok(if reversible {
+            AnyStep::reversible(UndoableCommand(command))
+        } else {
+            AnyStep::irreversible(command, "no `undo` command is given")
+        })
     }
 
     /// Adds a variable to the environment.
@@ -315,15 +331,4 @@ impl Rollback for UndoableCommand {
         let ended = self.0.program(&config.undo).run(cx).await?;
         checked(&SuccessCodes::default(), &config.undo, ended).map(drop)
     }
-}
-
-/// Makes the step that a configuration describes: reversible with `undo` or `no_effect`.
-pub(crate) fn make(config: CommandConfig, cx: &BuildContext) -> Result<AnyStep, BuildError> {
-    let reversible = config.no_effect || !config.undo.is_empty();
-    let command = Command::from_config(config, cx)?;
-    Ok(if reversible {
-        AnyStep::reversible(UndoableCommand(command))
-    } else {
-        AnyStep::irreversible(command, "no `undo` command is given")
-    })
 }

@@ -7,30 +7,21 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use upgrade_core::AnyStep;
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
-use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::sealed::SealedRef;
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 
 use super::file::resolved;
-use crate::config::{
+use crate::document::{
     self, Finding, Format, MigrateError, Migrated, Resolved, Rule, Validation, changed_paths, deprecations, migrate,
 };
+use crate::error::blocking;
+use crate::files::path_state::{Observed, PathState, observe};
+use crate::files::swap::{self, Contents, FileUndo};
 use crate::machine::MachineTarget;
-use crate::path_state::{Observed, PathState, blocking, observe};
-use crate::swap::{self, Contents, FileUndo};
-
-pub(crate) fn register(registry: &mut Registry) {
-    registry.step("host.config", "Migrates a configuration file by rules, comments and order kept.", build);
-}
-
-fn build(mut config: ConfigConfig, cx: &BuildContext) -> Result<AnyStep, BuildError> {
-    config.path = cx.path(&config.path);
-    Ok(AnyStep::reversible(ConfigStep::new(config)?))
-}
 
 /// Configures `host.config`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -55,6 +46,9 @@ pub struct ConfigConfig {
     pub follow: bool,
 }
 
+/// Holds what undoing a migration needs: that of any change of one file.
+pub type ConfigUndo = FileUndo;
+
 /// Tells later steps what a migration did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigOutput {
@@ -74,17 +68,18 @@ pub struct ConfigOutput {
 /// After each edit the text is read again and compared with what the rule makes of the plain
 /// data: where the two differ, nothing is written. The file found is sealed until commit.
 #[derive(Debug, Clone)]
-pub struct ConfigStep {
+pub struct Config {
     config: ConfigConfig,
     format: Format,
 }
 
-impl ConfigStep {
-    /// Takes a configuration whose path is absolute, or starts from the working directory.
+impl Config {
+    /// Makes the step from its configuration; a relative path starts from the context's directory.
     ///
     /// # Errors
     /// The format is not known, a rule's paths cannot be followed, or there is nothing to do.
-    pub fn new(config: ConfigConfig) -> Result<Self, BuildError> {
+    pub fn from_config(mut config: ConfigConfig, cx: &BuildContext) -> Result<Self, BuildError> {
+        config.path = cx.path(&config.path);
         let format = format_of(&config.path, config.format)?;
         for (at, rule) in config.rules.iter().enumerate() {
             check_rule(rule, format).map_err(|error| error.at(format!("rules.{at}")))?;
@@ -114,11 +109,11 @@ impl ConfigStep {
             refuse(
                 path,
                 "before the migration",
-                &config::validate(&self.config.validate, self.format, &text, &before),
+                &document::validate(&self.config.validate, self.format, &text, &before),
             )?;
         }
         let migrated = migrate(self.format, &text, &rules).map_err(|error| not_migrated(path, &error))?;
-        let findings = config::validate(&self.config.validate, self.format, &migrated.text, &migrated.after);
+        let findings = document::validate(&self.config.validate, self.format, &migrated.text, &migrated.after);
         refuse(path, "after the migration", &findings)?;
         Ok(migrated)
     }
@@ -140,7 +135,7 @@ fn check_rule(rule: &Rule, format: Format) -> Result<(), BuildError> {
     let wrong = |message: &str, hint: &str| Err(BuildError::new(message).with_hint(hint));
     match rule {
         Rule::Rename { path, to } => {
-            if !matches!(path.segments().last(), Some(config::Segment::Key(_))) {
+            if !matches!(path.segments().last(), Some(document::Segment::Key(_))) {
                 return wrong("only a key can be renamed", "let the path end in a key");
             }
             if to.is_empty() {
@@ -206,12 +201,12 @@ fn refuse(path: &Path, when: &str, findings: &[Finding]) -> Result<(), StepError
 }
 
 #[async_trait]
-impl Step for ConfigStep {
+impl Step for Config {
     const KIND: &'static str = "host.config";
-    type Undo = FileUndo;
+    type Undo = ConfigUndo;
     type Output = ConfigOutput;
 
-    async fn prepare(&self, cx: &Context) -> Result<Prepared<FileUndo, ConfigOutput>, StepError> {
+    async fn prepare(&self, cx: &Context) -> Result<Prepared<ConfigUndo, ConfigOutput>, StepError> {
         let (path, follow) = (self.config.path.clone(), self.config.follow);
         let (path, observed) = blocking(move || {
             let path = resolved(&path, follow)?;
@@ -250,12 +245,12 @@ impl Step for ConfigStep {
         let count = format!("{} value{} changed", changed.len(), if changed.len() == 1 { "" } else { "s" });
         let change = Change::new(Effect::Modify, path.display().to_string())
             .with_summary([vec![count], warnings].concat().join("; "))
-            .with_diff(config::diff(&migrated.before, &migrated.after, &migrated.renamed, &self.config.rules));
+            .with_diff(document::diff(&migrated.before, &migrated.after, &migrated.renamed, &self.config.rules));
         let undo = FileUndo::record(cx, path, &observed, intended, Vec::new()).await?;
         Ok(Prepared::change(undo, [change]))
     }
 
-    async fn apply(&self, cx: &Context, undo: &FileUndo) -> Result<ConfigOutput, StepError> {
+    async fn apply(&self, cx: &Context, undo: &ConfigUndo) -> Result<ConfigOutput, StepError> {
         let found = match &undo.kept {
             Some(swap::Kept::Sealed(reference)) => cx.unseal(reference).await?,
             _ => Vec::new(),
@@ -276,16 +271,16 @@ impl Step for ConfigStep {
         })
     }
 
-    async fn settle(&self, cx: &Context, undo: &FileUndo) -> Result<(), StepError> {
+    async fn settle(&self, cx: &Context, undo: &ConfigUndo) -> Result<(), StepError> {
         swap::settle(cx, undo).await
     }
 
-    async fn commit(&self, _cx: &Context, undo: &FileUndo) -> Result<(), StepError> {
+    async fn commit(&self, _cx: &Context, undo: &ConfigUndo) -> Result<(), StepError> {
         swap::commit(undo).await
     }
 
     fn definition(&self) -> Value {
-        serde_json::to_value(&self.config).unwrap_or(Value::Null)
+        serde_json::to_value(&self.config).unwrap_or_default()
     }
 
     fn targets(&self) -> Vec<Arc<dyn Target>> {
@@ -294,8 +289,8 @@ impl Step for ConfigStep {
 }
 
 #[async_trait]
-impl Rollback for ConfigStep {
-    async fn rollback(&self, cx: &Context, undo: &FileUndo, _output: Option<&ConfigOutput>) -> Result<(), StepError> {
+impl Rollback for Config {
+    async fn rollback(&self, cx: &Context, undo: &ConfigUndo, _output: Option<&ConfigOutput>) -> Result<(), StepError> {
         swap::rollback(cx, undo).await
     }
 }

@@ -1,6 +1,6 @@
 //! `host.file`: writes, copies or removes one file, with its mode and owner.
 
-use std::fs::File;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,27 +8,19 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use upgrade_core::AnyStep;
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
-use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 
+use crate::error::{blocking, io_error};
+use crate::files::masked_diff::{Shown, masked_diff};
+use crate::files::ownership::{self, Mode};
+use crate::files::path_state::{Observed, PathState, digest, observe};
+use crate::files::swap::{self, Contents, FileUndo};
+use crate::files::template::{self, Template};
 use crate::machine::MachineTarget;
-use crate::masked_diff::{Shown, masked_diff};
-use crate::ownership::{self, Mode};
-use crate::path_state::{Observed, PathState, blocking, digest, io_error, observe};
-use crate::swap::{self, Contents, FileUndo};
-use crate::template::{self, Template};
-
-pub(crate) fn register(registry: &mut Registry) {
-    registry.step("host.file", "Writes, copies or removes a file, with its mode and owner.", build);
-}
-
-fn build(config: FileConfig, cx: &BuildContext) -> Result<AnyStep, BuildError> {
-    Ok(AnyStep::reversible(FileStep::new(config.based_in(cx))?))
-}
 
 /// Says whether a file is to be there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -76,17 +68,6 @@ pub struct FileConfig {
     pub follow: bool,
 }
 
-impl FileConfig {
-    fn based_in(mut self, cx: &BuildContext) -> Self {
-        self.path = cx.path(&self.path);
-        self.source = self.source.map(|source| cx.path(source));
-        if let Some(template) = &mut self.template {
-            template.file = template.file.take().map(|file| cx.path(file));
-        }
-        self
-    }
-}
-
 /// Tells later steps what a file became.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileOutput {
@@ -103,16 +84,21 @@ pub struct FileOutput {
 /// durable when `apply` returns. The content found is sealed, or kept beside the file where it
 /// is larger than 16 MiB, until the upgrade is committed.
 #[derive(Debug, Clone)]
-pub struct FileStep {
+pub struct File {
     config: FileConfig,
 }
 
-impl FileStep {
-    /// Takes a configuration whose paths are absolute, or start from the working directory.
+impl File {
+    /// Makes the step from its configuration; relative paths start from the context's directory.
     ///
     /// # Errors
     /// The configuration contradicts itself.
-    pub fn new(config: FileConfig) -> Result<Self, BuildError> {
+    pub fn from_config(mut config: FileConfig, cx: &BuildContext) -> Result<Self, BuildError> {
+        config.path = cx.path(&config.path);
+        config.source = config.source.map(|source| cx.path(source));
+        if let Some(template) = &mut config.template {
+            template.file = template.file.take().map(|file| cx.path(file));
+        }
         let given = [config.content.is_some(), config.source.is_some(), config.template.is_some()];
         let contents = given.iter().filter(|given| **given).count();
         if contents > 1 {
@@ -162,7 +148,7 @@ impl FileStep {
         };
         blocking(move || {
             let failed = |error: std::io::Error| io_error(format!("{} cannot be read", source.display()), &error);
-            let mut file = File::open(&source).map_err(failed)?;
+            let mut file = fs::File::open(&source).map_err(failed)?;
             let metadata = file.metadata().map_err(failed)?;
             if !metadata.is_file() {
                 return Err(StepError::permanent(format!("{} is not a file", source.display()))
@@ -210,7 +196,7 @@ pub(crate) fn resolved(path: &Path, follow: bool) -> Result<PathBuf, StepError> 
 }
 
 #[async_trait]
-impl Step for FileStep {
+impl Step for File {
     const KIND: &'static str = "host.file";
     type Undo = FileUndo;
     type Output = FileOutput;
@@ -289,7 +275,7 @@ impl Step for FileStep {
     }
 
     fn definition(&self) -> Value {
-        serde_json::to_value(&self.config).unwrap_or(Value::Null)
+        serde_json::to_value(&self.config).unwrap_or_default()
     }
 
     fn inputs(&self) -> Vec<PathBuf> {
@@ -303,7 +289,7 @@ impl Step for FileStep {
 }
 
 #[async_trait]
-impl Rollback for FileStep {
+impl Rollback for File {
     async fn rollback(&self, cx: &Context, undo: &FileUndo, _output: Option<&FileOutput>) -> Result<(), StepError> {
         swap::rollback(cx, undo).await
     }

@@ -12,29 +12,21 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use upgrade_core::AnyStep;
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
-use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::sealed::SealedRef;
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 use upgrade_core::units::Bytes;
 
 use crate::archive::manifest::Manifest;
-use crate::archive::{ArchiveError, Limits, blocking, tree, unpack};
-use crate::durable;
+use crate::archive::{ArchiveError, Limits, is_sha256, tree, unpack};
+use crate::error::blocking;
+use crate::files::durable;
 use crate::machine::MachineTarget;
 use prune::Candidate;
 use source::{Expected, Source, Verified};
-
-pub(crate) fn register(registry: &mut Registry) {
-    registry.step(
-        HostRelease::KIND,
-        "Lays a verified release down beside the old one and switches a link to it.",
-        |config: ReleaseConfig, cx| Ok(AnyStep::reversible(HostRelease::new(config, cx)?)),
-    );
-}
 
 /// Configures `host.release`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -106,7 +98,7 @@ fn default_unpacked() -> Bytes {
 ///
 /// Called again, or after a crash at any point, apply, rollback and commit converge.
 #[derive(Debug, Clone)]
-pub struct HostRelease {
+pub struct Release {
     config: ReleaseConfig,
     root: PathBuf,
     version: String,
@@ -141,12 +133,12 @@ pub struct ReleaseOutput {
     pub previous: Option<PathBuf>,
 }
 
-impl HostRelease {
-    /// Makes the step; relative paths start from the context's directory.
+impl Release {
+    /// Makes the step from its configuration; relative paths start from the context's directory.
     ///
     /// # Errors
     /// The configuration contradicts itself.
-    pub fn new(config: ReleaseConfig, cx: &BuildContext) -> Result<Self, BuildError> {
+    pub fn from_config(config: ReleaseConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         let version = config.version.clone().or_else(|| cx.to().map(ToString::to_string)).ok_or_else(|| {
             BuildError::new("the release has no name")
                 .at("version")
@@ -452,7 +444,7 @@ fn source_of(config: &ReleaseConfig, cx: &BuildContext) -> Result<Source, BuildE
     };
     let digest = match (&config.sha256, &config.sha256_file) {
         (Some(_), Some(_)) => return Err(BuildError::new("give either `sha256` or `sha256_file`").at("sha256_file")),
-        (Some(digest), None) if !source::is_sha256(digest) => {
+        (Some(digest), None) if !is_sha256(digest) => {
             return Err(BuildError::new("a SHA-256 digest has 64 hexadecimal digits").at("sha256"));
         }
         (Some(digest), None) => Some(Expected::Sha256(digest.clone())),
@@ -480,7 +472,7 @@ fn source_of(config: &ReleaseConfig, cx: &BuildContext) -> Result<Source, BuildE
 }
 
 #[async_trait]
-impl Step for HostRelease {
+impl Step for Release {
     const KIND: &'static str = "host.release";
     type Undo = ReleaseUndo;
     type Output = ReleaseOutput;
@@ -515,7 +507,8 @@ impl Step for HostRelease {
     }
 
     fn definition(&self) -> Value {
-        serde_json::json!({ "with": self.config, "version": self.version })
+        let version = Some(self.version.clone());
+        serde_json::to_value(ReleaseConfig { version, ..self.config.clone() }).unwrap_or_default()
     }
 
     fn inputs(&self) -> Vec<PathBuf> {
@@ -535,7 +528,7 @@ impl Step for HostRelease {
 }
 
 #[async_trait]
-impl Rollback for HostRelease {
+impl Rollback for Release {
     async fn rollback(&self, cx: &Context, undo: &ReleaseUndo, _: Option<&ReleaseOutput>) -> Result<(), StepError> {
         let manifest = manifest(cx, undo).await?;
         let (step, context, undo) = (self.clone(), cx.clone(), undo.clone());

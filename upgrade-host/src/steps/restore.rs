@@ -9,10 +9,9 @@ use rustix::fs::{CWD, RenameFlags};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use upgrade_core::AnyStep;
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
-use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 use upgrade_core::units::Bytes;
@@ -20,17 +19,10 @@ use upgrade_core::units::Bytes;
 use crate::archive::manifest::{Entry, Kind, Manifest, RawPath};
 use crate::archive::pack::{self, Proven};
 use crate::archive::unpack::{Rules, fresh_directory, unpack};
-use crate::archive::{ArchiveError, blocking, tree};
-use crate::durable;
+use crate::archive::{ArchiveError, is_sha256, tree};
+use crate::error::blocking;
+use crate::files::{absolute, durable};
 use crate::machine::MachineTarget;
-
-pub(crate) fn register(registry: &mut Registry) {
-    registry.step(
-        HostRestore::KIND,
-        "Swaps what a backup holds into place; what was there is kept until commit.",
-        |config: RestoreConfig, cx| Ok(AnyStep::reversible(HostRestore::new(config, cx)?)),
-    );
-}
 
 /// Configures `host.restore`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -59,7 +51,7 @@ pub struct RestoreConfig {
 ///
 /// Called again, or after a crash at any point, apply, rollback and commit converge.
 #[derive(Debug, Clone)]
-pub struct HostRestore {
+pub struct Restore {
     config: RestoreConfig,
     backup: PathBuf,
     to: Option<PathBuf>,
@@ -105,16 +97,16 @@ struct Restored {
     tree: Manifest,
 }
 
-impl HostRestore {
-    /// Makes the step; relative paths start from the context's directory.
+impl Restore {
+    /// Makes the step from its configuration; relative paths start from the context's directory.
     ///
     /// # Errors
     /// The digest is not one.
-    pub fn new(config: RestoreConfig, cx: &BuildContext) -> Result<Self, BuildError> {
-        if config.sha256.as_ref().is_some_and(|d| d.len() != 64 || !d.bytes().all(|b| b.is_ascii_hexdigit())) {
+    pub fn from_config(config: RestoreConfig, cx: &BuildContext) -> Result<Self, BuildError> {
+        if config.sha256.as_deref().is_some_and(|digest| !is_sha256(digest)) {
             return Err(BuildError::new("a SHA-256 digest has 64 hexadecimal digits").at("sha256"));
         }
-        let absolute = |path: &PathBuf| std::path::absolute(cx.path(path)).unwrap_or_else(|_| cx.path(path));
+        let absolute = |path: &PathBuf| absolute(&cx.path(path));
         let (backup, to) = (absolute(&config.backup), config.to.as_ref().map(absolute));
         Ok(Self { config, backup, to })
     }
@@ -396,7 +388,7 @@ impl Aside {
 }
 
 #[async_trait]
-impl Step for HostRestore {
+impl Step for Restore {
     const KIND: &'static str = "host.restore";
     type Undo = RestoreUndo;
     type Output = RestoreOutput;
@@ -427,7 +419,7 @@ impl Step for HostRestore {
     }
 
     fn definition(&self) -> Value {
-        serde_json::json!({ "with": self.config })
+        serde_json::to_value(&self.config).unwrap_or_default()
     }
 
     fn targets(&self) -> Vec<Arc<dyn Target>> {
@@ -438,7 +430,7 @@ impl Step for HostRestore {
 }
 
 #[async_trait]
-impl Rollback for HostRestore {
+impl Rollback for Restore {
     async fn rollback(&self, cx: &Context, undo: &RestoreUndo, _: Option<&RestoreOutput>) -> Result<(), StepError> {
         let (step, context, undo) = (self.clone(), cx.clone(), undo.clone());
         blocking(move || step.put_back(&context, &undo)).await

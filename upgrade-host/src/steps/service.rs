@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use upgrade_core::AnyStep;
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 use upgrade_core::registry::{BuildContext, BuildError};
@@ -16,10 +15,10 @@ use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 use upgrade_core::units::Span;
 
-use crate::leftovers;
+use crate::files::absolute;
 use crate::machine::MachineTarget;
-use crate::process::absolute;
-use crate::service_control::{Activity, ServiceControl, Verb};
+use crate::process::leftovers;
+use crate::process::service_control::{Activity, ServiceControl, Verb};
 use crate::text_or_secret::TextOrSecret;
 
 /// Says what is done to the service.
@@ -250,9 +249,4 @@ impl Rollback for Service {
         };
         self.control.bring(cx, verb).await
     }
-}
-
-/// Makes the step that a configuration describes.
-pub(crate) fn make(config: ServiceConfig, cx: &BuildContext) -> Result<AnyStep, BuildError> {
-    Service::from_config(config, cx).map(AnyStep::reversible)
 }

@@ -14,7 +14,7 @@ use upgrade_core::sealed::hex;
 use crate::archive::manifest::{Kind, Manifest};
 use crate::archive::name::{self, Names};
 use crate::archive::unpack::{Rules, unpack};
-use crate::archive::{ArchiveError, Limits, tree, watch};
+use crate::archive::{ArchiveError, Limits, is_sha256, tree, watch};
 
 /// Names what a release is made from and what vouches for it.
 #[derive(Debug, Clone)]
@@ -201,11 +201,6 @@ fn digest_of(text: &str, name: &str) -> Option<String> {
     });
     let alone = lines.next().filter(|line| is_sha256(line) && lines.next().is_none());
     named.or_else(|| alone.map(str::to_ascii_lowercase))
-}
-
-/// Tells whether a text is a SHA-256 digest in hexadecimal.
-pub(super) fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Reads a public key: the key alone, or the text of a `.pub` file.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::path::{ConfigPath, Segment};
 use super::rules::Rule;
 use super::value::ConfigValue;
-use crate::masked_diff::MASK;
+use crate::files::masked_diff::MASK;
 
 /// Lists the places whose value changed, each with what it was and what it is.
 fn changes<'a>(

@@ -2,8 +2,6 @@
 
 #![cfg(test)]
 
-mod world;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Seek, Write};
@@ -13,16 +11,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use crate::world::{golden, picture, picture_with_times};
 use serde_json::{Value, json};
 use upgrade_core::check::Check;
 use upgrade_core::registry::{BuildContext, Registry};
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::testkit::TestContext;
 use upgrade_core::verdict::Status;
-use upgrade_host::checks::backup::HostBackupCheck;
-use upgrade_host::steps::backup::{BackupOutput, BackupUndo, HostBackup};
-use upgrade_host::steps::restore::{HostRestore, RestoreUndo};
-use world::{golden, picture, picture_with_times};
+use upgrade_host::checks::BackupCheck;
+use upgrade_host::steps::{Backup, BackupOutput, BackupUndo};
+use upgrade_host::steps::{Restore, RestoreUndo};
 
 struct World {
     directory: tempfile::TempDir,
@@ -55,30 +53,30 @@ impl World {
         self.directory.path().join(path)
     }
 
-    fn backup(&self, with: Value) -> HostBackup {
+    fn backup(&self, with: Value) -> Backup {
         let mut config = json!({ "paths": ["data", "app.conf"], "to": "backups" });
-        for (key, value) in with.as_object().unwrap() {
-            config[key] = value.clone();
-        }
-        HostBackup::new(serde_json::from_value(config).unwrap(), &BuildContext::new(self.directory.path())).unwrap()
+        let Value::Object(with) = with else { panic!("{with}") };
+        config.as_object_mut().unwrap().extend(with);
+        Backup::from_config(serde_json::from_value(config).unwrap(), &BuildContext::new(self.directory.path())).unwrap()
     }
 
-    async fn make(&self, step: &HostBackup) -> (BackupUndo, BackupOutput) {
+    async fn make(&self, step: &Backup) -> (BackupUndo, BackupOutput) {
         let Prepared::Change { undo, .. } = step.prepare(&self.test.forward()).await.unwrap() else { panic!() };
         let output = step.apply(&self.test.forward(), &undo).await.unwrap();
         (undo, output)
     }
 
-    fn restore(&self, with: Value) -> HostRestore {
-        HostRestore::new(serde_json::from_value(with).unwrap(), &BuildContext::new(self.directory.path())).unwrap()
+    fn restore(&self, with: Value) -> Restore {
+        Restore::from_config(serde_json::from_value(with).unwrap(), &BuildContext::new(self.directory.path())).unwrap()
     }
 
-    fn check(&self, with: Value) -> HostBackupCheck {
-        HostBackupCheck::new(serde_json::from_value(with).unwrap(), &BuildContext::new(self.directory.path()))
+    fn check(&self, with: Value) -> BackupCheck {
+        BackupCheck::from_config(serde_json::from_value(with).unwrap(), &BuildContext::new(self.directory.path()))
+            .unwrap()
     }
 }
 
-async fn prepare(step: &HostRestore, test: &TestContext) -> RestoreUndo {
+async fn prepare(step: &Restore, test: &TestContext) -> RestoreUndo {
     match step.prepare(&test.forward()).await.unwrap() {
         Prepared::Change { undo, .. } => undo,
         other => panic!("{other:?}"),
@@ -342,7 +340,7 @@ async fn undo_format_1_is_read() {
     let run = world.test.forward().run().to_string();
     let (undo, output) = world.make(&world.backup(json!({}))).await;
     let written = golden("host.backup.undo.v1.json", &undo, &[(&root, "/srv"), (&run, "RUN")]);
-    HostBackup::read_undo(1, written).unwrap();
+    Backup::read_undo(1, written).unwrap();
 
     fs::write(world.at("app.conf"), "other").unwrap();
     let step = world.restore(json!({ "backup": output.path }));
@@ -356,5 +354,5 @@ async fn undo_format_1_is_read() {
         replace.push((place.intended.clone(), format!("INTENDED{at}")));
     }
     let replace: Vec<_> = replace.iter().map(|(from, to)| (from.as_str(), to.as_str())).collect();
-    HostRestore::read_undo(1, golden("host.restore.undo.v1.json", &undo, &replace)).unwrap();
+    Restore::read_undo(1, golden("host.restore.undo.v1.json", &undo, &replace)).unwrap();
 }

@@ -12,6 +12,8 @@ use sha2::{Digest, Sha256};
 use upgrade_core::error::StepError;
 use upgrade_core::sealed::hex;
 
+use crate::error::io_error;
+
 /// Contents above this length are never held in memory nor sealed.
 pub(crate) const LARGE: u64 = 16 * 1024 * 1024;
 
@@ -164,37 +166,6 @@ pub(crate) fn digest(file: &mut File, keep: bool) -> io::Result<(String, u64, Op
         }
     }
     Ok((hex(&hasher.finalize()), length, kept))
-}
-
-/// Runs file work where it may block.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
-) -> Result<T, StepError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        StepError::unknown("the file work ended early")
-            .with_cause(&error)
-            .with_hint("run `upgrade resume`; the step looks at the file before it goes on")
-    })?
-}
-
-/// Classes an error of the file system: what a person must mend is permanent.
-pub(crate) fn io_error(what: impl Into<String>, error: &io::Error) -> StepError {
-    let (class, hint) = match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            (upgrade_core::error::Class::Permanent, "run as a user who may change this path and its owner")
-        }
-        io::ErrorKind::NotFound => {
-            (upgrade_core::error::Class::Permanent, "check that the path and the directory above it exist")
-        }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            (upgrade_core::error::Class::Transient, "free space on the file system, then retry")
-        }
-        io::ErrorKind::ReadOnlyFilesystem => {
-            (upgrade_core::error::Class::Permanent, "mount the file system writable, then retry")
-        }
-        _ => (upgrade_core::error::Class::Transient, "look at the file system and its log (`dmesg`), then retry"),
-    };
-    StepError::new(class, what).with_cause(error).with_hint(hint)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> StepError {

@@ -2,28 +2,26 @@
 
 #![cfg(test)]
 
-mod server;
-
 use std::time::Duration;
 
+use crate::server::{Reply, Server, reply, text};
 use serde_json::{Value, json};
-use server::{Reply, Server, reply, text};
 use tempfile::TempDir;
 use upgrade_core::check::Check;
 use upgrade_core::registry::BuildContext;
 use upgrade_core::testkit::TestContext;
 use upgrade_core::verdict::{Status, Verdict};
-use upgrade_host::checks::http_get::HttpGet;
-use upgrade_host::checks::http_probe::HttpProbe;
+use upgrade_host::checks::HttpGetCheck;
+use upgrade_host::checks::HttpProbeCheck;
 
-fn get(with: Value) -> HttpGet {
+fn get(with: Value) -> HttpGetCheck {
     let config = serde_json::from_value(with).expect("a configuration");
-    HttpGet::from_config(config, &BuildContext::new("/")).expect("a check")
+    HttpGetCheck::from_config(config, &BuildContext::new("/")).expect("a check")
 }
 
-fn probe(with: Value) -> HttpProbe {
+fn probe(with: Value) -> HttpProbeCheck {
     let config = serde_json::from_value(with).expect("a configuration");
-    HttpProbe::from_config(config, &BuildContext::new("/")).expect("a check")
+    HttpProbeCheck::from_config(config, &BuildContext::new("/")).expect("a check")
 }
 
 async fn ask(check: &impl Check) -> Verdict {
@@ -191,11 +189,11 @@ fn what_cannot_be_asked_is_refused_when_it_is_built() {
         json!({ "url": "http://127.0.0.1/", "headers": { "a b": "c" } }),
         json!({ "url": "http://127.0.0.1/", "json": { "version": 1 } }),
     ] {
-        assert!(HttpGet::from_config(serde_json::from_value(wrong.clone()).unwrap(), &cx).is_err(), "{wrong}");
+        assert!(HttpGetCheck::from_config(serde_json::from_value(wrong.clone()).unwrap(), &cx).is_err(), "{wrong}");
     }
     for wrong in [json!({ "rate": 0 }), json!({ "window": "100ms", "rate": 10 }), json!({ "min_requests": 0 })] {
         let mut with = json!({ "url": "http://127.0.0.1/" });
         with.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
-        assert!(HttpProbe::from_config(serde_json::from_value(with).unwrap(), &cx).is_err(), "{wrong}");
+        assert!(HttpProbeCheck::from_config(serde_json::from_value(with).unwrap(), &cx).is_err(), "{wrong}");
     }
 }

@@ -16,8 +16,8 @@ use upgrade_core::secret::SecretRef;
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::testkit::TestContext;
 use upgrade_core::verdict::Status;
-use upgrade_host::checks::command::CommandCheck;
-use upgrade_host::steps::command::{Command, CommandOutput, CommandUndo};
+use upgrade_host::checks::CommandCheck;
+use upgrade_host::steps::{Command, CommandOutput, CommandUndo};
 
 fn command(with: serde_json::Value, base: &Path) -> Command {
     let config = serde_json::from_value(with).expect("a configuration");

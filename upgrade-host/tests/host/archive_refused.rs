@@ -2,18 +2,16 @@
 
 #![cfg(test)]
 
-mod world;
-
 use std::fs;
 use std::path::Path;
 
+use crate::world::{Tar, gz, picture, zst};
 use serde_json::json;
 use upgrade_core::error::{Class, StepError};
 use upgrade_core::registry::BuildContext;
 use upgrade_core::step::{Prepared, Step};
 use upgrade_core::testkit::TestContext;
-use upgrade_host::steps::release::{HostRelease, ReleaseUndo};
-use world::{Tar, gz, picture, zst};
+use upgrade_host::steps::{Release, ReleaseUndo};
 
 struct Place {
     directory: tempfile::TempDir,
@@ -33,10 +31,11 @@ impl Place {
         self.directory.path()
     }
 
-    fn step(&self, with: serde_json::Value) -> HostRelease {
+    fn step(&self, with: serde_json::Value) -> Release {
         let mut config = json!({ "root": "site", "version": "2.0.0", "archive": "release.tar" });
-        config.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
-        HostRelease::new(serde_json::from_value(config).unwrap(), &BuildContext::new(self.path())).unwrap()
+        let serde_json::Value::Object(with) = with else { panic!("{with}") };
+        config.as_object_mut().unwrap().extend(with);
+        Release::from_config(serde_json::from_value(config).unwrap(), &BuildContext::new(self.path())).unwrap()
     }
 
     async fn prepare(&self, bytes: &[u8], with: serde_json::Value) -> Result<ReleaseUndo, StepError> {

@@ -2,13 +2,12 @@
 
 #![cfg(test)]
 
-mod world;
-
 use std::fs;
 use std::io::Cursor;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use crate::world::{Tar, golden, gz, picture};
 use serde_json::{Value, json};
 use upgrade_core::context::OnConflict;
 use upgrade_core::error::{Class, StepError};
@@ -16,8 +15,7 @@ use upgrade_core::registry::{BuildContext, Registry};
 use upgrade_core::sealed::sha256_hex;
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::testkit::TestContext;
-use upgrade_host::steps::release::{HostRelease, ReleaseOutput, ReleaseUndo};
-use world::{Tar, golden, gz, picture};
+use upgrade_host::steps::{Release, ReleaseOutput, ReleaseUndo};
 
 fn archive() -> Vec<u8> {
     gz(&Tar::default().file("bin/app", b"new").file("etc/app.conf", b"conf").link("run", "bin/app").end())
@@ -48,35 +46,34 @@ impl Site {
         self.directory.path().join(path)
     }
 
-    fn step(&self) -> HostRelease {
+    fn step(&self) -> Release {
         self.step_with(json!({}))
     }
 
-    fn step_with(&self, with: Value) -> HostRelease {
+    fn step_with(&self, with: Value) -> Release {
         self.try_step(with).unwrap()
     }
 
-    fn try_step(&self, with: Value) -> Result<HostRelease, upgrade_core::registry::BuildError> {
+    fn try_step(&self, with: Value) -> Result<Release, upgrade_core::registry::BuildError> {
         let mut config = json!({ "root": "site", "version": "1.1.0", "archive": "app.tar.gz" });
-        for (key, value) in with.as_object().unwrap() {
-            config[key] = value.clone();
-        }
+        let Value::Object(with) = with else { panic!("{with}") };
+        config.as_object_mut().unwrap().extend(with);
         config.as_object_mut().unwrap().retain(|_, value| !value.is_null());
-        HostRelease::new(serde_json::from_value(config).unwrap(), &BuildContext::new(self.directory.path()))
+        Release::from_config(serde_json::from_value(config).unwrap(), &BuildContext::new(self.directory.path()))
     }
 
-    async fn prepare(&self, step: &HostRelease) -> Result<ReleaseUndo, StepError> {
+    async fn prepare(&self, step: &Release) -> Result<ReleaseUndo, StepError> {
         match step.prepare(&self.test.forward()).await? {
             Prepared::Change { undo, .. } => Ok(undo),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn apply(&self, step: &HostRelease, undo: &ReleaseUndo) -> Result<ReleaseOutput, StepError> {
+    async fn apply(&self, step: &Release, undo: &ReleaseUndo) -> Result<ReleaseOutput, StepError> {
         step.apply(&self.test.forward(), undo).await
     }
 
-    async fn rollback(&self, step: &HostRelease, undo: &ReleaseUndo) -> Result<(), StepError> {
+    async fn rollback(&self, step: &Release, undo: &ReleaseUndo) -> Result<(), StepError> {
         step.rollback(&self.test.back(), undo, None).await
     }
 
@@ -131,9 +128,12 @@ async fn the_first_release_leaves_nothing_when_undone() {
     assert_eq!(picture(site.directory.path()), before);
 }
 
+/// Leaves a site as a call that was cut off would.
+type Spoil = fn(&Site);
+
 #[tokio::test]
 async fn every_partial_state_leads_on_and_back() {
-    let partial: [(&str, fn(&Site)); 6] = [
+    let partial: [(&str, Spoil); 6] = [
         ("nothing was done", |_| {}),
         ("the release was half unpacked", |site| {
             fs::create_dir_all(site.temporary().join("bin")).unwrap();
@@ -179,7 +179,7 @@ async fn every_partial_state_leads_on_and_back() {
     }
 }
 
-fn step_of(site: &Site) -> HostRelease {
+fn step_of(site: &Site) -> Release {
     site.step()
 }
 
@@ -400,6 +400,6 @@ async fn undo_format_1_is_read() {
     let site = Site::new();
     let undo = site.prepare(&site.step()).await.unwrap();
     let written = golden("host.release.undo.v1.json", &undo, &[(&sha256_hex(&archive()), "ARCHIVE")]);
-    HostRelease::read_undo(1, written).unwrap();
-    assert!(HostRelease::read_undo(2, Value::Null).is_err());
+    Release::read_undo(1, written).unwrap();
+    assert!(Release::read_undo(2, Value::Null).is_err());
 }

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use upgrade_core::error::StepError;
 
-use crate::path_state::{blocking, io_error};
+use crate::error::{blocking, io_error};
 
 /// Holds permission bits, spelled in octal: `"0640"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,8 +2,6 @@
 
 #![cfg(test)]
 
-mod world;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -14,10 +12,10 @@ use upgrade_core::pipeline::Pipeline;
 use upgrade_core::registry::BuildContext;
 use upgrade_core::step::{Prepared, Step};
 use upgrade_core::testkit::{Scenario, Sweep, TestContext};
-use upgrade_host::steps::backup::HostBackup;
-use upgrade_host::steps::release::HostRelease;
-use upgrade_host::steps::restore::HostRestore;
-use world::{Tar, gz, picture};
+use upgrade_host::steps::Backup;
+use upgrade_host::steps::Release;
+use upgrade_host::steps::Restore;
+use crate::world::{Tar, gz, picture};
 
 /// A site with data; a backup made elsewhere is restored into it as well.
 struct Upgrade {
@@ -31,7 +29,7 @@ impl Upgrade {
         fs::write(earlier.path().join("kept/file"), "kept").unwrap();
         let config = json!({ "paths": ["kept"], "to": "earlier.tar.zst" });
         let step =
-            HostBackup::new(serde_json::from_value(config).unwrap(), &BuildContext::new(earlier.path())).unwrap();
+            Backup::from_config(serde_json::from_value(config).unwrap(), &BuildContext::new(earlier.path())).unwrap();
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let test = TestContext::new("earlier");
             let Prepared::Change { undo, .. } = step.prepare(&test.forward()).await.unwrap() else { panic!() };
@@ -74,9 +72,9 @@ impl Scenario for Upgrade {
         let release = json!({ "root": "site", "version": "1.1.0", "archive": "app.tar.gz" });
         let restore = json!({ "backup": self.earlier.path().join("earlier.tar.zst"), "to": "restored" });
         Pipeline::builder("site")
-            .step("backup", HostBackup::new(serde_json::from_value(backup).unwrap(), &cx).unwrap())
-            .step("release", HostRelease::new(serde_json::from_value(release).unwrap(), &cx).unwrap())
-            .step("restore", HostRestore::new(serde_json::from_value(restore).unwrap(), &cx).unwrap())
+            .step("backup", Backup::from_config(serde_json::from_value(backup).unwrap(), &cx).unwrap())
+            .step("release", Release::from_config(serde_json::from_value(release).unwrap(), &cx).unwrap())
+            .step("restore", Restore::from_config(serde_json::from_value(restore).unwrap(), &cx).unwrap())
             .build()
             .unwrap()
     }

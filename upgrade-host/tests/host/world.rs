@@ -1,7 +1,7 @@
 //! What the tests of archives, releases and backups share: tars written byte by byte, and a
 //! picture of a directory to compare with.
 
-#![allow(dead_code)]
+#![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,25 +11,25 @@ use std::path::{Path, PathBuf};
 
 /// Builds a tar that no library would write.
 #[derive(Clone, Default)]
-pub struct Tar(pub Vec<u8>);
+pub(crate) struct Tar(pub(crate) Vec<u8>);
 
 impl Tar {
-    pub fn entry(mut self, name: &[u8], kind: u8, mode: u32, link: &[u8], content: &[u8]) -> Self {
+    pub(crate) fn entry(mut self, name: &[u8], kind: u8, mode: u32, link: &[u8], content: &[u8]) -> Self {
         self.header(name, kind, mode, link, content.len() as u64);
         self.0.extend(content);
         self.0.resize(self.0.len().next_multiple_of(512), 0);
         self
     }
 
-    pub fn file(self, name: &str, content: &[u8]) -> Self {
+    pub(crate) fn file(self, name: &str, content: &[u8]) -> Self {
         self.entry(name.as_bytes(), b'0', 0o644, b"", content)
     }
 
-    pub fn link(self, name: &str, target: &str) -> Self {
+    pub(crate) fn link(self, name: &str, target: &str) -> Self {
         self.entry(name.as_bytes(), b'2', 0o777, target.as_bytes(), b"")
     }
 
-    pub fn header(&mut self, name: &[u8], kind: u8, mode: u32, link: &[u8], size: u64) {
+    pub(crate) fn header(&mut self, name: &[u8], kind: u8, mode: u32, link: &[u8], size: u64) {
         let mut block = [0u8; 512];
         block[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
         block[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
@@ -46,31 +46,31 @@ impl Tar {
         self.0.extend(block);
     }
 
-    pub fn end(mut self) -> Vec<u8> {
+    pub(crate) fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
 }
 
-pub fn gz(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gz(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-pub fn zst(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn zst(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 3).unwrap()
 }
 
-pub type Picture = BTreeMap<PathBuf, String>;
+pub(crate) type Picture = BTreeMap<PathBuf, String>;
 
 /// Describes all below a directory: kind, mode, owner, content, target.
-pub fn picture(root: &Path) -> Picture {
+pub(crate) fn picture(root: &Path) -> Picture {
     draw(root, false)
 }
 
 /// As [`picture`], with times of modification.
-pub fn picture_with_times(root: &Path) -> Picture {
+pub(crate) fn picture_with_times(root: &Path) -> Picture {
     draw(root, true)
 }
 
@@ -100,7 +100,7 @@ fn draw(root: &Path, times: bool) -> Picture {
 }
 
 /// Compares an undo record with its golden file and returns what that holds; `UPDATE_GOLDEN=1` writes it.
-pub fn golden(name: &str, undo: &impl serde::Serialize, replace: &[(&str, &str)]) -> serde_json::Value {
+pub(crate) fn golden(name: &str, undo: &impl serde::Serialize, replace: &[(&str, &str)]) -> serde_json::Value {
     let mut text = serde_json::to_string_pretty(undo).unwrap() + "\n";
     for (from, to) in replace {
         text = text.replace(from, to);

@@ -9,7 +9,7 @@ use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 use upgrade_core::units::Span;
 
-use crate::process::{Ended, Program, Role, line};
+use crate::process::program::{Ended, Program, Role, line};
 use crate::text_or_secret::TextOrSecret;
 
 /// Tells whether a service runs.

@@ -9,8 +9,9 @@ use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
 use upgrade_core::sealed::SealedRef;
 
-use crate::durable::{self, Ownership};
-use crate::path_state::{Modified, Observed, PathState, blocking, io_error, observe};
+use crate::error::{blocking, io_error, not_cancelled};
+use crate::files::durable::{self, Ownership};
+use crate::files::path_state::{self, Modified, Observed, PathState, observe};
 
 /// Holds what undoing a change of one file needs; the content itself is sealed or kept aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,15 +86,6 @@ fn aside(path: &Path, cx: &Context) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Says that the call was asked to end; nothing was changed by it.
-pub(crate) fn not_cancelled(cx: &Context) -> Result<(), StepError> {
-    if cx.cancelled().is_cancelled() {
-        return Err(StepError::transient("cancelled before the file was changed")
-            .with_hint("run `upgrade resume` to go on, or `upgrade rollback` to put everything back"));
-    }
-    Ok(())
-}
-
 /// Brings the state intended about, unless a third state is met; `contents` is asked only if the
 /// file must be written.
 pub(crate) async fn apply(
@@ -153,8 +145,7 @@ fn write(path: &Path, contents: Contents, sha256: &str, ownership: Ownership, ke
         }
         Contents::CopyOf(source) => {
             let read = |error: io::Error| io_error(format!("{} cannot be read", source.display()), &error);
-            let (digest, ..) =
-                crate::path_state::digest(&mut File::open(&source).map_err(read)?, false).map_err(read)?;
+            let (digest, ..) = path_state::digest(&mut File::open(&source).map_err(read)?, false).map_err(read)?;
             if digest != sha256 {
                 return Err(changed());
             }

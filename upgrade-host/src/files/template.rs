@@ -13,8 +13,8 @@ use upgrade_core::error::StepError;
 use upgrade_core::registry::BuildError;
 use upgrade_core::secret::{ExposeSecret, SecretRef};
 
-use crate::masked_diff::{MASK, Shown};
-use crate::path_state::io_error;
+use crate::error::io_error;
+use crate::files::masked_diff::{MASK, Shown};
 
 /// Makes a text from a template in the language of Jinja; a name that is not defined is an error.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]

@@ -11,8 +11,8 @@ use upgrade_core::context::OnConflict;
 use upgrade_core::registry::{BuildContext, Registry};
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::testkit::TestContext;
-use upgrade_host::steps::file::{FileConfig, FileStep};
-use upgrade_host::swap::{FileUndo, Kept};
+use upgrade_host::steps::{File, FileConfig};
+use upgrade_host::steps::{FileUndo, Kept};
 
 /// Everything that a rollback must put back, of every path below a directory.
 fn world(directory: &Path) -> Vec<(PathBuf, u32, u32, i64, i64, Vec<u8>)> {
@@ -39,11 +39,11 @@ fn world(directory: &Path) -> Vec<(PathBuf, u32, u32, i64, i64, Vec<u8>)> {
     entries
 }
 
-fn step(config: serde_json::Value) -> FileStep {
-    FileStep::new(serde_json::from_value::<FileConfig>(config).unwrap()).unwrap()
+fn step(config: serde_json::Value) -> File {
+    File::from_config(serde_json::from_value::<FileConfig>(config).unwrap(), &BuildContext::default()).unwrap()
 }
 
-async fn prepared(step: &FileStep, test: &TestContext) -> FileUndo {
+async fn prepared(step: &File, test: &TestContext) -> FileUndo {
     match step.prepare(&test.forward()).await.unwrap() {
         Prepared::Change { undo, .. } => undo,
         other => panic!("{other:?}"),
@@ -369,8 +369,8 @@ fn undo_records_of_format_1_are_read() {
     for name in ["host.file.undo.v1.json", "host.file.undo.v1.symlink.json", "host.file.undo.v1.large.json"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         let golden: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-        let undo = FileStep::read_undo(1, golden.clone()).unwrap();
+        let undo = File::read_undo(1, golden.clone()).unwrap();
         assert_eq!(serde_json::to_value(undo).unwrap(), golden, "{name}");
     }
-    assert!(FileStep::read_undo(2, json!({})).is_err());
+    assert!(File::read_undo(2, json!({})).is_err());
 }

@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+mod random;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,16 +15,18 @@ use upgrade_core::registry::{BuildContext, Registry};
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::testkit::TestContext;
 use upgrade_core::verdict::Status;
-use upgrade_host::checks::config::ConfigCheck;
-use upgrade_host::steps::config::{ConfigConfig, ConfigOutput, ConfigStep};
-use upgrade_host::swap::FileUndo;
+use upgrade_host::checks::ConfigCheck;
+use upgrade_host::steps::FileUndo;
+use upgrade_host::steps::{Config, ConfigConfig, ConfigOutput};
 
-fn step(path: &Path, rules: Value) -> ConfigStep {
-    with(json!({ "path": path, "rules": rules }))
+fn step(path: &Path, rules: Value) -> Config {
+    let mut config = json!({ "path": path });
+    config["rules"] = rules;
+    with(config)
 }
 
-fn with(config: Value) -> ConfigStep {
-    ConfigStep::new(serde_json::from_value::<ConfigConfig>(config).unwrap()).unwrap()
+fn with(config: Value) -> Config {
+    Config::from_config(serde_json::from_value::<ConfigConfig>(config).unwrap(), &BuildContext::default()).unwrap()
 }
 
 fn file(directory: &Path, name: &str, text: &str) -> PathBuf {
@@ -32,7 +36,7 @@ fn file(directory: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-async fn prepared(step: &ConfigStep, test: &TestContext) -> Prepared<FileUndo, ConfigOutput> {
+async fn prepared(step: &Config, test: &TestContext) -> Prepared<FileUndo, ConfigOutput> {
     step.prepare(&test.forward()).await.unwrap()
 }
 
@@ -312,7 +316,7 @@ async fn strange_texts_are_edited_or_refused() {
                 json!({ "retype": { "path": path, "to": "string" } }),
             ] {
                 let config = json!({ "path": name, "rules": [rule] });
-                if ConfigStep::new(serde_json::from_value(config).unwrap()).is_ok() {
+                if Config::from_config(serde_json::from_value(config).unwrap(), &BuildContext::default()).is_ok() {
                     let _ = migrate(name, text, &json!([rule])).await;
                 }
             }
@@ -354,7 +358,11 @@ async fn what_is_missing_or_of_another_type_is_named_with_its_line() {
     assert!(with(before).prepare(&TestContext::new("config").forward()).await.is_err());
 
     let check = |validate: Value| {
-        ConfigCheck::new(serde_json::from_value(json!({ "path": path, "validate": validate })).unwrap()).unwrap()
+        ConfigCheck::from_config(
+            serde_json::from_value(json!({ "path": path, "validate": validate })).unwrap(),
+            &BuildContext::default(),
+        )
+        .unwrap()
     };
     let cx = TestContext::new("check").forward();
     assert_eq!(check(validate).check(&cx).await.unwrap().status, Status::Fail);
@@ -476,146 +484,6 @@ async fn a_plan_does_not_fail_because_the_file_is_not_there_yet() {
 fn undo_records_of_format_1_are_read() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/host.config.undo.v1.json");
     let golden: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    let undo = ConfigStep::read_undo(1, golden.clone()).unwrap();
+    let undo = Config::read_undo(1, golden.clone()).unwrap();
     assert_eq!(serde_json::to_value(undo).unwrap(), golden);
-}
-
-mod random {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn key() -> impl Strategy<Value = String> {
-        prop_oneof![6 => "[a-d]", 1 => "[a-c]\\.[a-b]", 1 => Just("yes".to_owned()), 1 => "[a-z \"'#:-]{1,4}"]
-    }
-
-    fn scalar() -> impl Strategy<Value = Value> {
-        prop_oneof![
-            any::<bool>().prop_map(Value::from),
-            (-5_i64..5000).prop_map(Value::from),
-            (-8_i32..8).prop_map(|n| Value::from(f64::from(n) + 0.5)),
-            "[ -~é]{0,8}".prop_map(Value::from),
-            prop_oneof!["true", "12", "- x", "a: b", "# c", "", "null", "1e3", "x\ny"].prop_map(Value::from),
-        ]
-    }
-
-    fn document() -> impl Strategy<Value = Value> {
-        let value = scalar().prop_recursive(3, 24, 4, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::btree_map(key(), inner, 0..4).prop_map(|map| Value::from_iter(map)),
-            ]
-        });
-        prop::collection::btree_map(key(), value, 0..5).prop_map(|map| Value::from_iter(map))
-    }
-
-    fn path() -> impl Strategy<Value = String> {
-        let part = prop_oneof![
-            4 => key().prop_map(|key| format!(".{}", Value::from(key))),
-            1 => (0_usize..3).prop_map(|at| format!("[{at}]")),
-            1 => Just("[*]".to_owned())
-        ];
-        (key(), prop::collection::vec(part, 0..3))
-            .prop_map(|(key, parts)| format!("{}{}", Value::from(key), parts.concat()))
-    }
-
-    fn rule() -> impl Strategy<Value = Value> {
-        prop_oneof![
-            (path(), document()).prop_map(|(path, value)| json!({ "set": { "path": path, "value": value } })),
-            (path(), scalar()).prop_map(|(path, value)| json!({ "set": { "path": path, "value": value } })),
-            (path(), scalar()).prop_map(|(path, value)| json!({ "default": { "path": path, "value": value } })),
-            (path(), key()).prop_map(|(path, to)| json!({ "rename": { "path": path, "to": to } })),
-            (path(), path()).prop_map(|(from, to)| json!({ "move": { "from": from, "to": to } })),
-            path().prop_map(|path| json!({ "remove": { "path": path } })),
-            (path(), prop_oneof!["integer", "float", "boolean", "string"])
-                .prop_map(|(path, to)| json!({ "retype": { "path": path, "to": to } })),
-        ]
-    }
-
-    /// Writes a document with comments between its lines, where the format has them.
-    fn written(format: &str, document: &Value) -> Option<String> {
-        Some(match format {
-            "c.json" => serde_json::to_string_pretty(document).unwrap().replace("{\n", "{ // note\n"),
-            "c.yaml" => format!("# note\n{}# end\n", yaml_serde::to_string(document).ok()?),
-            "c.toml" => {
-                let mut text = String::from("# note\n");
-                for (key, value) in document.as_object()? {
-                    text.push_str(&format!("{} = {} # of it\n", Value::from(key.as_str()), inline(value)));
-                }
-                text
-            }
-            _ => {
-                let mut text = String::from("# note\n");
-                for (key, value) in document.as_object()? {
-                    if key.chars().all(|c| c.is_ascii_alphanumeric()) && !value.is_object() && !value.is_array() {
-                        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                        if value.chars().all(|c| c.is_ascii_alphanumeric()) {
-                            text.push_str(&format!("{key}={value} # of it\n"));
-                        }
-                    }
-                }
-                text
-            }
-        })
-    }
-
-    fn inline(value: &Value) -> String {
-        match value {
-            Value::Array(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),
-            Value::Object(map) => {
-                let entries =
-                    map.iter().map(|(key, value)| format!("{} = {}", Value::from(key.as_str()), inline(value)));
-                format!("{{ {} }}", entries.collect::<Vec<_>>().join(", "))
-            }
-            other => other.to_string(),
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-        /// That the edited text means what the rules make of the plain data is asked by the step
-        /// itself, edit by edit. Here: it never panics, never half-writes, comes back byte for
-        /// byte, and an editor gives up only seldom.
-        #[test]
-        fn rules_on_documents(document in document(), rules in prop::collection::vec(rule(), 1..4)) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            for format in ["c.json", "c.yaml", "c.toml", ".env"] {
-                let Some(text) = written(format, &document) else { continue };
-                let parses = |rule: &Value| serde_json::from_value::<upgrade_host::config::Rule>(rule.clone()).is_ok();
-                let usable: Vec<_> = rules.iter().filter(|rule| parses(rule)).cloned().collect();
-                let config = json!({ "path": format, "rules": usable });
-                if ConfigStep::new(serde_json::from_value(config).unwrap()).is_err() {
-                    continue;
-                }
-                let migrated = runtime.block_on(migrate(format, &text, &Value::from(usable)));
-                if let Ok(migrated) = &migrated
-                    && format != "c.json"
-                {
-                    prop_assert!(migrated.contains("# note"), "a comment is lost: {migrated}");
-                }
-                if let Err(error) = &migrated
-                    && std::env::var_os("SHOW_REFUSED").is_some()
-                    && error.contains("in place")
-                {
-                    eprintln!("REFUSED {format}: {error}\n{text}\n{rules:?}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn the_examples_of_the_pages_are_valid() {
-    let mut registry = Registry::new();
-    upgrade_host::register(&mut registry);
-    for page in ["host.config.md", "host.file.md"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/steps").join(page);
-        let text = fs::read_to_string(path).unwrap();
-        let example = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
-        let example: Value = yaml_serde::from_str(example).unwrap();
-        for step in example["steps"].as_array().unwrap() {
-            let uses = step["uses"].as_str().unwrap();
-            registry.make_step(uses, step["with"].clone(), &BuildContext::new("/srv")).unwrap();
-        }
-    }
 }

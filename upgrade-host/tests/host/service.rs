@@ -12,7 +12,7 @@ use upgrade_core::context::Context;
 use upgrade_core::registry::BuildContext;
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::testkit::TestContext;
-use upgrade_host::steps::service::{Service, ServiceUndo};
+use upgrade_host::steps::{Service, ServiceUndo};
 
 fn script(path: &Path, text: &str) {
     std::fs::write(path, format!("#!/bin/sh\n{text}")).expect("a script is written");
