@@ -41,8 +41,6 @@ pub(crate) struct Admitted {
     pub(crate) entries: Vec<Entry>,
     /// Whether the first entry, that makes the run, is among those still to be written.
     pub(crate) is_new: bool,
-    /// Keeps other new runs from being admitted until this one is in the journal.
-    pub(crate) door: Option<Lease>,
 }
 
 /// Names the short lock under which runs are admitted.
@@ -103,14 +101,8 @@ impl Executor {
             let identity = target.identity(&cx).await.map_err(ExecutorError::Pipeline)?;
             entries.push(Entry::TargetIdentified { target: lock.clone(), identity });
         }
-        // Whoever looks for open runs must not be overtaken by one that is just being made: names
-        // that overlap need not be the same lock. Closed until the run is in the journal.
-        let door = self.journal.acquire(&[admission()], ADMISSION_PATIENCE).await?;
-        if let Some((message, hint)) = blocking(&self.journal.runs().await?, &header.locks) {
-            return Err(refused(message, hint));
-        }
         let run = Run::created(&header, Timestamp::now());
-        Ok(Admitted { lease, run, entries, is_new: true, door: Some(door) })
+        Ok(Admitted { lease, run, entries, is_new: true })
     }
 
     /// Takes up a run that exists.
@@ -127,7 +119,7 @@ impl Executor {
         let run = Run::replay(&self.journal.load(id).await?)?;
         let mut entries = vec![attached(&lease)];
         if run.state().is_final() {
-            return Ok(Admitted { lease, run, entries: Vec::new(), is_new: false, door: None });
+            return Ok(Admitted { lease, run, entries: Vec::new(), is_new: false });
         }
         entries.extend(self.same_definition(pipeline, &run, options, forward)?);
         let cx = self.bare_context(pipeline, &header)?;
@@ -144,7 +136,7 @@ impl Executor {
                 None => entries.push(Entry::TargetIdentified { target: lock, identity }),
             }
         }
-        Ok(Admitted { lease, run, entries, is_new: false, door: None })
+        Ok(Admitted { lease, run, entries, is_new: false })
     }
 
     /// Says what would forbid a run now, without taking any lock, and reads the present version.
@@ -233,6 +225,8 @@ impl Executor {
     ) -> Result<Lease, ExecutorError> {
         let end = Instant::now() + patience;
         loop {
+            // One at a time looks for open runs. A run that is just being made is not among them
+            // yet: its lease, which covers every name that overlaps, keeps others out.
             let door = self.journal.acquire(&[admission()], ADMISSION_PATIENCE).await?;
             match self.journal.acquire(locks, Duration::ZERO).await {
                 Ok(lease) => {

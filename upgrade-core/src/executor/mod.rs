@@ -340,7 +340,7 @@ impl Executor {
     }
 
     async fn driver<'a>(&'a self, pipeline: &Pipeline, admitted: Admitted) -> Result<Driver<'a>, ExecutorError> {
-        let Admitted { lease, run, mut entries, is_new, door } = admitted;
+        let Admitted { lease, run, mut entries, is_new } = admitted;
         let undo_estimates = match pipeline.budget.run {
             Some(_) => self.estimates(pipeline).await?.undo_ms,
             None => BTreeMap::new(),
@@ -353,7 +353,6 @@ impl Executor {
         }
         // Durable before anything else: from here on the run blocks others, whatever happens.
         driver.flush().await?;
-        drop(door);
         Ok(driver)
     }
 }
