@@ -104,7 +104,7 @@ async fn the_run_halts_at_whatever_append_fails_and_can_be_resumed() {
             let executor = Executor::new(Arc::new(full));
             let halted = executor.run(&pipeline, &RunOptions::default(), &Interrupt::new()).await;
             if halted.is_ok() {
-                assert!(at > 8, "the journal was never full");
+                assert!(at > 5, "the journal was full only {at} times");
                 break;
             }
             assert!(matches!(halted, Err(ExecutorError::Journal(JournalError::Storage { .. }))), "{halted:?}");
