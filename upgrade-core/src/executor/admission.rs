@@ -58,9 +58,9 @@ fn attached(lease: &Lease) -> Entry {
 
 /// Lists the targets of a pipeline, one for each lock name.
 fn targets(pipeline: &Pipeline) -> BTreeMap<LockName, Arc<dyn Target>> {
-    let of_steps = pipeline.steps.values().filter_map(|node| match &node.source {
-        StepSource::Ready(step) => Some(step.erased().targets()),
-        StepSource::Deferred { .. } => None,
+    let of_steps = pipeline.steps.values().map(|node| match &node.source {
+        StepSource::Ready(step) => step.erased().targets(),
+        StepSource::Deferred(step) => step.targets.clone(),
     });
     let all = of_steps.flatten().chain(pipeline.targets.iter().cloned());
     all.map(|target| (target.lock(), target)).collect()

@@ -21,10 +21,11 @@ use crate::entry::{Phase, Versioned};
 use crate::erased::{AnyPrepared, AnyStep};
 use crate::error::{CheckError, StepError};
 use crate::journal::Lease;
-use crate::names::{CheckId, StepId};
+use crate::names::{CheckId, LockName, StepId};
 use crate::pipeline::{CheckNode, Pipeline, StepNode};
 use crate::sealed::SealedStorage;
 use crate::secret::Secrets;
+use crate::transition::StepState;
 use crate::units::Span;
 use crate::verdict::{Status, Verdict};
 
@@ -224,13 +225,16 @@ impl Caller {
         let node =
             self.pipeline.step(id).ok_or_else(|| StepError::permanent(format!("the pipeline has no step `{id}`")))?;
         let outputs = run.outputs();
-        if let Some(when) = node.when.as_ref().filter(|_| run.step_state(id) == crate::transition::StepState::Pending)
+        if let Some(when) = node.when.as_ref().filter(|_| run.step_state(id) == StepState::Pending)
             && !(when.holds)(outputs)?
         {
             let reason = format!("`{}` does not hold", when.text);
             return Ok(Box::pin(async move { Ended::Skipped(reason) }));
         }
         let step = node.build(outputs)?;
+        if run.step_state(id) == StepState::Pending {
+            self.only_what_is_locked(id, &step)?;
+        }
         let timeout = if direction == Direction::Forward { node.policy.timeout } else { node.policy.undo_timeout };
         let left = budget_end.map_or(timeout.0, |end| self.clock.until(end).min(timeout.0));
         let deadline = Instant::now() + left;
@@ -246,6 +250,21 @@ impl Caller {
             after_trouble: step_run.is_some_and(|step| step.interrupted || step.tries > 0),
         });
         Ok(Box::pin(bounded(work, cancelled.clone(), deadline, timeout, node.policy.grace.0, direction)))
+    }
+
+    /// Refuses a step that turns out to change what the run has not locked.
+    fn only_what_is_locked(&self, id: &StepId, step: &AnyStep) -> Result<(), StepError> {
+        let Some(lease) = &self.lease else { return Ok(()) };
+        let locked = |lock: &LockName| lease.locks().iter().any(|held| held.covers(lock));
+        match step.erased().targets().iter().map(|target| target.lock()).find(|lock| !locked(lock)) {
+            None => Ok(()),
+            Some(lock) => {
+                Err(StepError::permanent(format!("step `{id}` changes {lock}, which the run has not locked"))
+                    .with_hint(
+                        "this was known only now: name it under `targets:`, so that no other run changes it meanwhile",
+                    ))
+            }
+        }
     }
 
     fn check_work(

@@ -137,15 +137,16 @@ impl Reader<'_> {
 
     /// Tries to make what an item describes while the outputs it refers to are not known.
     ///
-    /// `None` is no mistake: the configuration may need the real values. What is wrong whatever
-    /// they are is told.
-    pub(super) fn probe<T>(&mut self, kind: &Kind<T>, item: &Node) -> Option<T> {
+    /// Returns it with the text that stood for them. `None` is no mistake: the configuration may
+    /// need the real values. What is wrong whatever they are is told.
+    pub(super) fn probe<T>(&mut self, kind: &Kind<T>, item: &Node) -> Option<(T, &'static str)> {
         let with = self.with(item)?;
-        let stand_ins = [Value::from("known-later"), Value::from(1), Value::from(true)];
+        let stand_ins =
+            [(Value::from("known-later"), "known-later"), (Value::from(1), "1"), (Value::from(true), "true")];
         let mut first = None;
-        for stand_in in &stand_ins {
+        for (stand_in, text) in &stand_ins {
             match (kind.make)(stand(&with, stand_in), &self.cx) {
-                Ok(made) => return Some(made),
+                Ok(made) => return Some((made, text)),
                 Err(error) => first.get_or_insert(error),
             };
         }

@@ -1,6 +1,7 @@
 //! The steps of a file: their order, their configuration, the outputs they refer to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::checks::id_of;
 use super::deferred;
@@ -12,7 +13,8 @@ use super::reader::{MAX_MISTAKES, Reader};
 use super::template::{self, OutputRef, Part};
 use crate::graph::{Graph, GraphError};
 use crate::names::StepId;
-use crate::pipeline::{Builder, StepOptions, StepSource, When};
+use crate::pipeline::{Builder, DeferredStep, StepOptions, StepSource, When};
+use crate::target::Target;
 
 /// What stands under these may refer to outputs.
 const DEFERRABLE: [&str; 4] = ["with", "when", "before", "after"];
@@ -131,15 +133,23 @@ fn step(
         let with = reader.with(node)?;
         reader.outputs(&with, ids, earlier, &format!("step `{}`", item.id));
         // What cannot be made yet counts as reversible; when it turns out otherwise, the run says so.
-        let probed = reader.probe(kind, node).and_then(|step| step.irreversible_reason().map(str::to_owned));
+        let probed = reader.probe(kind, node);
+        // What it changes is locked as far as it does not depend on what is only known later.
+        let targets = probed.iter().flat_map(|(step, stand_in)| {
+            let known = |target: &Arc<dyn Target>| !target.lock().as_str().contains(stand_in);
+            step.erased().targets().into_iter().filter(known).collect::<Vec<_>>()
+        });
+        let targets = targets.collect();
+        let probed = probed.and_then(|(step, _)| step.irreversible_reason().map(str::to_owned));
         let irreversible = item.irreversible.or(probed);
         let definition = with.canonical();
-        StepSource::Deferred {
+        StepSource::Deferred(DeferredStep {
             kind: item.uses,
+            targets,
             build: deferred::step(kind, definition.clone(), reader.cx.clone(), irreversible.clone()),
             irreversible,
             definition,
-        }
+        })
     } else {
         let step = reader.make(kind, node)?;
         StepSource::Ready(match item.irreversible {

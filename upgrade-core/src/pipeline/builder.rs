@@ -77,6 +77,8 @@ pub struct DeferredStep {
     pub irreversible: Option<String>,
     /// What of its configuration is known before.
     pub definition: Value,
+    /// What it changes, as far as that is known before.
+    pub targets: Vec<Arc<dyn Target>>,
     /// Makes it from the outputs of earlier steps.
     pub build: DeferredBuild,
 }
@@ -446,11 +448,11 @@ impl Builder {
     /// Adds a step that is made when the outputs it depends on are there.
     ///
     /// `kind` and `definition` describe it until then, for the plan and the run's fingerprint.
-    /// What such a step changes is not locked: name it with [`Builder::target`].
+    /// When it is made, it may change only what its own [`DeferredStep::targets`], another step or
+    /// [`Builder::target`] names: that is what the run has locked.
     #[must_use]
     pub fn deferred_step(self, id: impl Into<String>, step: DeferredStep, options: StepOptions) -> Self {
-        let DeferredStep { kind, irreversible, definition, build } = step;
-        self.source_step(id.into(), StepSource::Deferred { kind, irreversible, definition, build }, options)
+        self.source_step(id.into(), StepSource::Deferred(step), options)
     }
 
     pub(crate) fn source_step(mut self, id: String, source: StepSource, options: StepOptions) -> Self {

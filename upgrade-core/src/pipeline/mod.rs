@@ -73,7 +73,7 @@ pub(crate) type DeferredCondition =
 #[derive(Clone)]
 pub(crate) enum StepSource {
     Ready(AnyStep),
-    Deferred { kind: String, irreversible: Option<String>, definition: Value, build: DeferredBuild },
+    Deferred(DeferredStep),
 }
 
 /// Places a step in a pipeline.
@@ -99,21 +99,21 @@ impl StepNode {
     pub(crate) fn kind(&self) -> &str {
         match &self.source {
             StepSource::Ready(step) => step.erased().kind(),
-            StepSource::Deferred { kind, .. } => kind,
+            StepSource::Deferred(step) => &step.kind,
         }
     }
 
     pub(crate) fn irreversible_reason(&self) -> Option<&str> {
         match &self.source {
             StepSource::Ready(step) => step.irreversible_reason(),
-            StepSource::Deferred { irreversible, .. } => irreversible.as_deref(),
+            StepSource::Deferred(step) => step.irreversible.as_deref(),
         }
     }
 
     pub(crate) fn definition(&self) -> Value {
         match &self.source {
             StepSource::Ready(step) => step.erased().definition(),
-            StepSource::Deferred { definition, .. } => definition.clone(),
+            StepSource::Deferred(step) => step.definition.clone(),
         }
     }
 
@@ -121,7 +121,7 @@ impl StepNode {
     pub(crate) fn build(&self, outputs: &BTreeMap<StepId, Value>) -> Result<AnyStep, StepError> {
         match &self.source {
             StepSource::Ready(step) => Ok(step.clone()),
-            StepSource::Deferred { build, irreversible, .. } => {
+            StepSource::Deferred(DeferredStep { build, irreversible, .. }) => {
                 let step = build(outputs)?;
                 // The plan named the pivot before anything ran; a step cannot change sides later.
                 if step.irreversible_reason().is_some() != irreversible.is_some() {

@@ -12,7 +12,7 @@ use crate::entry::Versioned;
 use crate::erased::{AnyPrepared, AnyStep, ErasedStep};
 use crate::error::StepError;
 use crate::names::{CheckId, StepId};
-use crate::pipeline::{CheckNode, CheckPolicy, Pipeline, StepSource};
+use crate::pipeline::{CheckNode, CheckPolicy, DeferredStep, Pipeline, StepSource};
 use crate::target::Target;
 use crate::verdict::Verdict;
 
@@ -146,9 +146,10 @@ impl Pipeline {
         if let Some(node) = self.steps.get_mut(step) {
             node.source = match node.source.clone() {
                 StepSource::Ready(any) => StepSource::Ready(wrap(any)),
-                StepSource::Deferred { kind, irreversible, definition, build } => {
+                StepSource::Deferred(step) => {
+                    let build = step.build.clone();
                     let build = Arc::new(move |outputs: &_| build(outputs).map(&wrap));
-                    StepSource::Deferred { kind, irreversible, definition, build }
+                    StepSource::Deferred(DeferredStep { build, ..step })
                 }
             };
         }

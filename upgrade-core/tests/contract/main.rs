@@ -8,6 +8,7 @@ mod decisions;
 mod definition;
 mod document;
 mod journal_failure;
+mod known_later;
 mod nothing_runs_on;
 mod one_driver;
 mod pivot;
