@@ -1,6 +1,7 @@
 //! What must hold before a run may be driven: versions, targets, locks, its definition.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +17,13 @@ use super::{Executor, ExecutorError, RunOptions};
 use crate::context::Context;
 use crate::entry::{Definition, ENTRY_FORMAT, Entry, Header};
 use crate::journal::{JournalError, Lease, RunSummary};
-use crate::names::{Actor, LockName, RunId};
+use crate::names::{Actor, LockName, RunId, StepId};
 use crate::pipeline::shape::difference;
 use crate::pipeline::version::{PresentVersion, check_path};
 use crate::pipeline::{Pipeline, StepSource};
 use crate::sealed::MemorySealed;
 use crate::target::Target;
-use crate::transition::RunState;
+use crate::transition::{RunState, StepState};
 
 /// The version of this library, recorded with every driver.
 pub(crate) const ENGINE: &str = env!("CARGO_PKG_VERSION");
@@ -121,9 +122,17 @@ impl Executor {
         if run.state().is_final() {
             return Ok(Admitted { lease, run, entries: Vec::new(), is_new: false });
         }
-        entries.extend(self.same_definition(pipeline, &run, options, forward)?);
+        let adopted = self.same_definition(pipeline, &run, options, forward)?;
+        let targets = targets(pipeline);
+        if let Some(lock) = targets.keys().find(|lock| !is_held(&header, lock, adopted.is_some())) {
+            return Err(refused(
+                format!("the pipeline changes {lock}, which run {id} has not locked"),
+                "go on with the targets that the run began with: what is new belongs into a run of its own",
+            ));
+        }
+        entries.extend(adopted);
         let cx = self.bare_context(pipeline, &header)?;
-        for (lock, target) in targets(pipeline) {
+        for (lock, target) in targets {
             let identity = target.identity(&cx).await.map_err(ExecutorError::Pipeline)?;
             match run.targets.get(&lock) {
                 Some(known) if *known != identity => {
@@ -174,7 +183,8 @@ impl Executor {
             }
             shape
         };
-        let mut difference_lines = difference(&without_files(known), &pipeline.structure());
+        let structure = pipeline.structure();
+        let mut difference_lines = difference(&without_files(known), &structure);
         let applying = matches!(
             run.held_from().unwrap_or(run.state()),
             RunState::Checking | RunState::Applying | RunState::Verifying
@@ -185,6 +195,11 @@ impl Executor {
             let definition = pipeline.define().map_err(ExecutorError::Pipeline)?;
             difference_lines = difference(known, &definition.shape);
             now = Some(definition);
+        }
+        // Relative paths would lead elsewhere, whatever else is the same.
+        let (there, here) = (&run.definition().base_dir, &pipeline.source.base_dir);
+        if !pipeline.source.document.is_null() && !same_directory(there, here) {
+            difference_lines.push(format!("~ /base_dir: {} → {}", there.display(), here.display()));
         }
         if difference_lines.is_empty() {
             return Ok(None);
@@ -199,13 +214,11 @@ impl Executor {
                 "resume without a file to use the one in the journal, put the files back, or take the change on record: --file FILE --adopt",
             ));
         }
-        for (id, step) in run.steps() {
-            if step.undo.is_some() && pipeline.step(id).is_none() {
-                return Err(refused(
-                    format!("step `{id}` was begun and is not in the new pipeline: it could not be undone"),
-                    "keep every step that was begun; add or change only those that come after",
-                ));
-            }
+        if let Some((id, how)) = begun_otherwise(run, known, &structure) {
+            return Err(refused(
+                format!("step `{id}` was begun and {how} in the new pipeline: it could not be undone"),
+                "keep every step that was begun; add or change only those that come after",
+            ));
         }
         let definition = match now {
             Some(definition) => definition,
@@ -330,6 +343,41 @@ impl Executor {
             }
         }
     }
+}
+
+/// Tells whether a run has locked what its pipeline changes.
+fn is_held(header: &Header, lock: &LockName, adopting: bool) -> bool {
+    // A link on the way may lead elsewhere since the run began: the same pipeline then spells the
+    // same path in another way.
+    let moved = !adopting && lock.parts().0 == "path";
+    moved || header.locks.iter().any(|held| held.covers(lock))
+}
+
+/// Finds a step that was begun and is another in a new pipeline.
+fn begun_otherwise<'a>(run: &'a Run, old: &Value, new: &Value) -> Option<(&'a StepId, &'static str)> {
+    let mut begun = run.steps().iter().filter(|(_, step)| step.undo.is_some() && step.state() != StepState::Undone);
+    begun.find_map(|(id, _)| {
+        let (old, new) = (&old["steps"][id.as_str()], &new["steps"][id.as_str()]);
+        let (was, is) = (old["irreversible"].is_null(), new["irreversible"].is_null());
+        let how = if new.is_null() {
+            "is not"
+        } else if old["kind"] != new["kind"] {
+            "is of another kind"
+        } else if was != is {
+            "changes whether it can be undone"
+        // What cannot be undone can only be tried again, perhaps as it should have been.
+        } else if was && old["with"] != new["with"] {
+            "is configured otherwise"
+        } else {
+            return None;
+        };
+        Some((id, how))
+    })
+}
+
+fn same_directory(a: &Path, b: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    a == b || real(a) == real(b)
 }
 
 /// Says which open run stands in the way of a new one.

@@ -4,6 +4,7 @@
 //! back: there is no other code that knows the order of things.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -163,8 +164,10 @@ fn leave(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Option<D
     run.hold.clone().map(|cause| Decision::enter(RunState::Held, Some(cause)))
 }
 
-fn budget_end(pipeline: &Pipeline, run: &Run) -> Option<Timestamp> {
-    let budget = pipeline.budget.run?;
+/// Returns when the run must be through; nothing for one whose time is not bounded.
+pub(crate) fn budget_end(pipeline: &Pipeline, run: &Run) -> Option<Timestamp> {
+    // A run that reached its probation has kept its budget: to verify it again takes none of it.
+    let budget = pipeline.budget.run.filter(|_| run.deadline.is_none())?;
     run.clock_started.checked_add(jiff::SignedDuration::try_from(budget.0).ok()?).ok()
 }
 
@@ -345,14 +348,29 @@ fn verify(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decisio
         CommitMode::Now => return Decision::enter(RunState::Committing, None),
         CommitMode::After(span) | CommitMode::ConfirmWithin(span) => span,
     };
-    // A probation that is taken up again ends when it would have ended.
-    let deadline = run
-        .deadline
-        .or_else(|| jiff::SignedDuration::try_from(span.0).ok().and_then(|span| around.now.checked_add(span).ok()));
+    let from_now =
+        |span: Duration| jiff::SignedDuration::try_from(span).ok().and_then(|span| around.now.checked_add(span).ok());
+    // A probation that is taken up again ends when it would have ended; but nobody watched
+    // meanwhile, and without a look at the guards nobody knows whether they stayed clean.
+    let deadline = match (run.deadline, pipeline.commit) {
+        (Some(end), CommitMode::After(_)) => {
+            let look = longest_look(pipeline).and_then(|look| from_now(look.min(span.0)));
+            Some(look.map_or(end, |look| look.max(end)))
+        }
+        (Some(end), _) => Some(end),
+        (None, _) => from_now(span.0),
+    };
     Decision {
         actions: vec![Action::Enter { state: RunState::Probation, cause: None, deadline, health: None }],
         ..Decision::default()
     }
+}
+
+/// Returns how long the guards need to show a breach, or that they do not know.
+fn longest_look(pipeline: &Pipeline) -> Option<Duration> {
+    let acting = pipeline.guards.iter().filter(|guard| guard.action != GuardAction::Warn);
+    let answers = |guard: &GuardNode| guard.every.0.saturating_add(guard.check.policy.timeout.0).saturating_mul(3);
+    acting.map(|guard| answers(guard).saturating_add(guard.breach_for.0)).max()
 }
 
 fn probation(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decision {

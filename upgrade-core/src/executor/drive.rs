@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::calls::{Caller, Checkpoint, Ended};
 use super::clock::Clock;
-use super::decide::{Action, Call, Circumstances, Decision, is_past_pivot, is_urgent};
+use super::decide::{Action, Call, Circumstances, Decision, budget_end, is_past_pivot, is_urgent};
 use super::guards::{Guards, Sample};
 use super::state::Run;
 use super::{Executor, ExecutorError, Interrupt, Outcome, Report, RunOptions};
@@ -262,11 +262,7 @@ impl<'a> Driver<'a> {
 
     fn start(&mut self, call: Call) -> Result<(), ExecutorError> {
         let cancelled = CancellationToken::new();
-        let budget_end = self.pipeline.budget.run.and_then(|budget| {
-            let span = jiff::SignedDuration::try_from(budget.0).ok()?;
-            self.run.clock_started.checked_add(span).ok()
-        });
-        let budget_end = budget_end.filter(|_| !is_past_pivot(&self.pipeline, &self.run));
+        let budget_end = budget_end(&self.pipeline, &self.run).filter(|_| !is_past_pivot(&self.pipeline, &self.run));
         match self.caller.call(&call, &self.run, &cancelled, budget_end) {
             Ok(work) => {
                 let id = self.tasks.spawn(work).id();
@@ -472,6 +468,8 @@ impl<'a> Driver<'a> {
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(HALT_GRACE, all).await.is_err() {
             tracing::error!("calls did not return after the run was halted");
+            // Each keeps the lease: nobody goes on beside a call that may still change something.
+            self.tasks.detach_all();
         }
     }
 }

@@ -38,8 +38,8 @@ const ANSWER_POLL: Duration = Duration::from_millis(100);
 /// Drives upgrades, each under a lease, with one journal.
 ///
 /// # Guarantees
-/// What section the crate's documentation calls the contract: a run completes, or everything it
-/// touched is back as it was, and a crash at any instant changes neither.
+/// A run completes, or everything it touched is back as it was, and a crash at any instant changes
+/// neither. `docs/contract.md` says it point by point, each with its test.
 ///
 /// # Assumptions
 /// The steps keep theirs ([`Step`](crate::step::Step)), and the journal its own.

@@ -15,6 +15,7 @@ mod pivot;
 mod scripted;
 mod secrets;
 mod stuck;
+mod taken_up_again;
 mod undo_first;
 mod unknown;
 mod versions;
