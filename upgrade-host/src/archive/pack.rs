@@ -17,6 +17,7 @@ use upgrade_core::sealed::hex;
 
 use super::manifest::{Entry, Kind, Manifest, RawPath};
 use super::name::Names;
+use super::reader::Reader;
 use super::unpack::{Contents, Rules, unpack};
 use super::{ArchiveError, Limits, tree, watch};
 
@@ -24,6 +25,9 @@ use super::{ArchiveError, Limits, tree, watch};
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// The directory that every other member is below, so that none can be taken for the manifest.
 pub(crate) const FILES: &str = "files";
+/// The member that names the paths that were asked for; it is the first one, so that a restore
+/// knows what it changes without reading the rest.
+const ROOTS: &str = "roots.json";
 /// What is read whole before it is written.
 const SMALL: u64 = 4 << 20;
 const ATTEMPTS: u32 = 3;
@@ -39,6 +43,9 @@ pub(crate) struct BackupManifest {
     pub(crate) roots: Vec<RawPath>,
     /// Sockets, pipes and devices, which are not kept.
     pub(crate) skipped: Vec<RawPath>,
+    /// What was there when the backup began, and removed before it was read.
+    #[serde(default)]
+    pub(crate) vanished: Vec<RawPath>,
     /// The entries, with paths from the root directory on.
     pub(crate) tree: Manifest,
 }
@@ -113,13 +120,20 @@ pub(crate) fn pack(
         .map_err(ArchiveError::io("make", to))?;
     let frames = Frames::new(file, level).map_err(ArchiveError::io("write", to))?;
     let mut packing = Packing { to, archive: Builder::new(frames), done: 0, total: selection.bytes, cx };
+    packing.add_json(ROOTS, &manifest.roots)?;
     let mut entries = Vec::new();
     for path in &selection.paths {
         watch(cx, packing.done, packing.total, "backing up")?;
-        entries.extend(packing.add(path)?);
+        match packing.add(path)? {
+            Some(entry) => entries.push(entry),
+            None => {
+                tracing::warn!(path = %path.display(), "it was removed while the backup was made: it is not in it");
+                manifest.vanished.push(RawPath::of(path));
+            }
+        }
     }
     manifest.tree = Manifest::new(entries);
-    packing.add_manifest(&manifest)?;
+    packing.add_json(MANIFEST, &manifest)?;
     let frames = packing.archive.into_inner().map_err(ArchiveError::io("write", to))?;
     let file = frames.finish().map_err(ArchiveError::io("write", to))?;
     file.sync_all().map_err(ArchiveError::io("make durable", to))?;
@@ -220,12 +234,12 @@ impl Packing<'_> {
         Ok(Some(digest))
     }
 
-    fn add_manifest(&mut self, manifest: &BackupManifest) -> Result<(), ArchiveError> {
-        let text = serde_json::to_vec(manifest).expect("a manifest holds nothing that JSON cannot");
+    fn add_json(&mut self, name: &str, value: &impl Serialize) -> Result<(), ArchiveError> {
+        let text = serde_json::to_vec(value).expect("a manifest holds nothing that JSON cannot");
         let mut header = Header::new_gnu();
         header.set_mode(0o600);
         header.set_size(text.len() as u64);
-        self.archive.append_data(&mut header, MANIFEST, &*text).map_err(ArchiveError::io("write", self.to))
+        self.archive.append_data(&mut header, name, &*text).map_err(ArchiveError::io("write", self.to))
     }
 }
 
@@ -378,6 +392,15 @@ pub(crate) fn prove(archive: &Path, cx: &Context) -> Result<Proven, ArchiveError
         }
         None => Ok(Proven { manifest, sha256: contents.sha256 }),
     }
+}
+
+/// Reads which paths a backup holds, from its beginning alone: nothing of it is proven.
+pub(crate) fn roots(archive: &Path) -> Option<Vec<PathBuf>> {
+    let mut reader = Reader::open(archive, rules().limits).ok()?;
+    let first = reader.next().ok()??;
+    let text = (first.name == ROOTS.as_bytes()).then(|| reader.read_all(1 << 20).ok())??;
+    let roots: Vec<RawPath> = serde_json::from_slice(&text).ok()?;
+    Some(roots.iter().map(RawPath::to_path).collect())
 }
 
 pub(crate) fn manifest_of(archive: &Path, contents: &Contents) -> Result<BackupManifest, ArchiveError> {

@@ -223,7 +223,7 @@ impl Release {
                 ));
             }
         };
-        let made = self.releases().ancestors().take_while(|path| !path.exists()).last().map(Path::to_path_buf);
+        let made = durable::topmost_missing(&self.releases());
         let undo = ReleaseUndo {
             found_link,
             intended_link: Path::new(RELEASES).join(&self.version),
@@ -339,15 +339,7 @@ impl Release {
                 _ => self.set_aside(cx)?,
             }
         }
-        if let Some(made) = &undo.made {
-            for directory in self.releases().ancestors().take_while(|path| path.starts_with(made)) {
-                // One that somebody put something into stays.
-                if fs::remove_dir(directory).is_err() {
-                    break;
-                }
-            }
-        }
-        Ok(())
+        Ok(tree::remove_made(&self.releases(), undo.made.as_deref())?)
     }
 
     fn link_back(&self, cx: &Context, undo: &ReleaseUndo) -> Result<(), StepError> {

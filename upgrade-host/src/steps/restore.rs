@@ -55,6 +55,8 @@ pub struct Restore {
     config: RestoreConfig,
     backup: PathBuf,
     to: Option<PathBuf>,
+    /// What is changed, as far as it is known before the backup is proven.
+    changed: Vec<PathBuf>,
 }
 
 /// Holds what undoing a restore needs.
@@ -108,7 +110,13 @@ impl Restore {
         }
         let absolute = |path: &PathBuf| absolute(&cx.path(path));
         let (backup, to) = (absolute(&config.backup), config.to.as_ref().map(absolute));
-        Ok(Self { config, backup, to })
+        // The original places stand in the backup; one that an earlier step has yet to make says
+        // nothing, and the pipeline names them as targets.
+        let changed = match &to {
+            Some(to) => vec![to.clone()],
+            None => pack::roots(&backup).unwrap_or_default(),
+        };
+        Ok(Self { config, backup, to, changed })
     }
 
     fn prove(&self, expected: Option<&str>, cx: &Context) -> Result<Proven, StepError> {
@@ -160,7 +168,7 @@ impl Restore {
         for Restored { mut place, tree, .. } in self.pair(&proven)? {
             place.found = present(&place.path, cx)?;
             let parent = durable::parent(&place.path);
-            place.made = parent.ancestors().take_while(|above| !above.exists()).last().map(Path::to_path_buf);
+            place.made = durable::topmost_missing(&parent);
             let free = tree::free(&parent)?;
             if tree.bytes() > free {
                 return Err(StepError::permanent(format!(
@@ -264,14 +272,7 @@ impl Restore {
                 aside.swap_back(place, cx)?;
             }
             aside.remove()?;
-            if let Some(made) = &place.made {
-                for directory in place.path.ancestors().skip(1).take_while(|path| path.starts_with(made)) {
-                    // One that somebody put something into stays.
-                    if fs::remove_dir(directory).is_err() {
-                        break;
-                    }
-                }
-            }
+            tree::remove_made(&durable::parent(&place.path), place.made.as_deref())?;
         }
         Ok(())
     }
@@ -423,9 +424,7 @@ impl Step for Restore {
     }
 
     fn targets(&self) -> Vec<Arc<dyn Target>> {
-        // The original places stand in the backup, which may not be made yet: without `to`, the
-        // whole machine is what the step changes.
-        vec![MachineTarget::path(self.to.as_deref().unwrap_or(Path::new("/")))]
+        self.changed.iter().map(MachineTarget::path).collect()
     }
 }
 
