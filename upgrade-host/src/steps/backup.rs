@@ -18,7 +18,8 @@ use upgrade_core::target::Target;
 use upgrade_core::units::Bytes;
 
 use crate::archive::manifest::{Manifest, RawPath};
-use crate::archive::pack::{self, BackupManifest, Proven, Selection};
+use crate::archive::pack::{self, BackupManifest, Selection};
+use crate::archive::prove::{self, Proven};
 use crate::archive::{ArchiveError, tree};
 use crate::error::blocking;
 use crate::files::{absolute, durable};
@@ -217,7 +218,7 @@ impl Backup {
             tree: Manifest::new(Vec::new()),
         };
         let written = pack::pack(temporary, &selection, manifest, self.config.level, cx)?;
-        let proven = pack::prove(temporary, cx)?;
+        let proven = prove::prove(temporary, cx)?;
         if proven.manifest != written {
             return Err(StepError::unknown(format!("{} does not read back as it was written", temporary.display()))
                 .with_hint("the medium may be failing: look at the kernel's log, and let `to` name another one"));
@@ -228,7 +229,7 @@ impl Backup {
 
     /// Reads the archive and makes sure that this run made it.
     fn expect_ours(&self, cx: &Context, undo: &BackupUndo) -> Result<Proven, StepError> {
-        let present = match pack::prove(&undo.path, cx) {
+        let present = match prove::prove(&undo.path, cx) {
             Ok(proven) if proven.manifest.made_by == cx.marker() => return Ok(proven),
             Ok(proven) => format!("a backup made by {}", proven.manifest.made_by),
             Err(error @ (ArchiveError::Cancelled | ArchiveError::Io { .. })) => return Err(error.into()),

@@ -1,5 +1,6 @@
 //! `host.release`: a release laid down beside the old one, and a link that is switched at once.
 
+mod configuration;
 mod prune;
 mod source;
 
@@ -9,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrade_core::context::{Context, OnConflict};
@@ -21,68 +21,13 @@ use upgrade_core::target::Target;
 use upgrade_core::units::Bytes;
 
 use crate::archive::manifest::Manifest;
-use crate::archive::{ArchiveError, Limits, is_sha256, tree, unpack};
+use crate::archive::{ArchiveError, tree, unpack};
 use crate::error::blocking;
 use crate::files::durable;
 use crate::machine::MachineTarget;
+pub use configuration::ReleaseConfig;
 use prune::Candidate;
-use source::{Expected, Source, Verified};
-
-/// Configures `host.release`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ReleaseConfig {
-    /// The directory that holds `releases/` and the link.
-    pub root: PathBuf,
-    /// The name of the release; the version that the pipeline leads to if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// A tar, plain or packed with gzip or zstd.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub archive: Option<PathBuf>,
-    /// A directory that is copied, instead of an archive.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub directory: Option<PathBuf>,
-    /// The SHA-256 digest that the archive must have.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
-    /// A file as sha256sum writes it, with the archive's digest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256_file: Option<PathBuf>,
-    /// A minisign signature of the archive.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signature: Option<PathBuf>,
-    /// The minisign public key that the signature must be of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub public_key: Option<String>,
-    /// Whether a release without a signature is refused.
-    #[serde(default)]
-    pub require_signature: bool,
-    /// How many releases are kept after commit, the new one and the one before included.
-    #[serde(default = "default_keep")]
-    pub keep: usize,
-    /// The name of the link below `root`.
-    #[serde(default = "default_current")]
-    pub current: String,
-    /// How many leading components of each name in the archive are dropped.
-    #[serde(default)]
-    pub strip_components: usize,
-    /// The most that the archive may unpack to.
-    #[serde(default = "default_unpacked")]
-    pub max_unpacked: Bytes,
-}
-
-fn default_keep() -> usize {
-    3
-}
-
-fn default_current() -> String {
-    "current".to_owned()
-}
-
-fn default_unpacked() -> Bytes {
-    Bytes(Limits::default().unpacked)
-}
+use source::{Expected, Source, Verified, source_of};
 
 /// Lays a release down in `<root>/releases/<version>` and switches `<root>/current` to it.
 ///
@@ -422,45 +367,6 @@ fn plain_name(name: &str, key: &str) -> Result<(), BuildError> {
     Err(BuildError::new(format!("`{}` cannot be the name of a directory here", name.escape_debug()))
         .at(key)
         .with_hint("use one name without `/` that does not start with a dot"))
-}
-
-fn source_of(config: &ReleaseConfig, cx: &BuildContext) -> Result<Source, BuildError> {
-    let vouched = [config.sha256.is_some(), config.sha256_file.is_some(), config.signature.is_some()];
-    let path = match (&config.archive, &config.directory) {
-        (Some(path), None) => cx.path(path),
-        (None, Some(_)) if vouched.contains(&true) || config.require_signature || config.strip_components > 0 => {
-            return Err(BuildError::new("digest, signature and `strip_components` are for an archive").at("directory"));
-        }
-        (None, Some(path)) => return Ok(Source::Directory { path: cx.path(path) }),
-        _ => return Err(BuildError::new("give either `archive` or `directory`").at("archive")),
-    };
-    let digest = match (&config.sha256, &config.sha256_file) {
-        (Some(_), Some(_)) => return Err(BuildError::new("give either `sha256` or `sha256_file`").at("sha256_file")),
-        (Some(digest), None) if !is_sha256(digest) => {
-            return Err(BuildError::new("a SHA-256 digest has 64 hexadecimal digits").at("sha256"));
-        }
-        (Some(digest), None) => Some(Expected::Sha256(digest.clone())),
-        (None, file) => file.as_ref().map(|file| Expected::File(cx.path(file))),
-    };
-    let signature = match (&config.signature, &config.public_key) {
-        (Some(file), Some(key)) => {
-            let unreadable = || {
-                BuildError::new("this is not a minisign public key")
-                    .at("public_key")
-                    .with_hint("give the last line of minisign.pub: it starts with RW")
-            };
-            Some((cx.path(file), source::public_key(key).ok_or_else(unreadable)?))
-        }
-        (None, None) if config.require_signature => {
-            return Err(BuildError::new("the release must be signed")
-                .at("require_signature")
-                .with_hint("give `signature` and `public_key`"));
-        }
-        (None, None) => None,
-        _ => return Err(BuildError::new("`signature` and `public_key` belong together").at("signature")),
-    };
-    let limits = Limits { unpacked: config.max_unpacked.0, ..Limits::default() };
-    Ok(Source::Archive { path, digest, signature, limits, strip: config.strip_components })
 }
 
 #[async_trait]

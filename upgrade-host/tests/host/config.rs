@@ -487,3 +487,10 @@ fn undo_records_of_format_1_are_read() {
     let undo = Config::read_undo(1, golden.clone()).unwrap();
     assert_eq!(serde_json::to_value(undo).unwrap(), golden);
 }
+
+#[tokio::test]
+async fn a_moved_value_keeps_the_comment_behind_it() {
+    let text = "listen = \":80\" # behind the proxy\n\n[server]\nworkers = 4\n";
+    let moved = migrate("c.toml", text, &json!([{ "move": { "from": "listen", "to": "server.listen" } }])).await;
+    assert_eq!(moved.unwrap(), "\n[server]\nworkers = 4\nlisten = \":80\" # behind the proxy\n");
+}
