@@ -40,7 +40,7 @@ steps:
 
 #[test]
 fn configuration_is_all_old_or_all_new() {
-    sweep(&CONFIGURATION, 130);
+    sweep(&CONFIGURATION, 100);
 }
 
 #[test]

@@ -67,7 +67,7 @@ steps:
 
 #[test]
 fn files_are_all_old_or_all_new() {
-    sweep(&FILES, 250);
+    sweep(&FILES, 200);
 }
 
 #[test]

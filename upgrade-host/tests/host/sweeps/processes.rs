@@ -48,7 +48,7 @@ steps:
 
 #[test]
 fn a_service_runs_as_it_did_and_a_command_leaves_nothing_behind() {
-    sweep_every(&SERVICE, 3, 100);
+    sweep_every(&SERVICE, 3, 80);
 }
 
 #[test]
@@ -86,7 +86,7 @@ steps:
 
 #[test]
 fn a_service_has_loaded_what_its_file_says() {
-    sweep_every(&RESTART, 3, 60);
+    sweep_every(&RESTART, 3, 45);
 }
 
 #[test]
@@ -114,5 +114,5 @@ steps:
 
 #[test]
 fn a_slow_child_is_ended_before_the_undo() {
-    sweep_every(&SLOW, 6, 25);
+    sweep_every(&SLOW, 6, 20);
 }

@@ -117,5 +117,5 @@ fn every_seeded_defect_is_noticed() {
 #[test]
 fn every_crash_failure_and_repetition_ends_before_or_after() {
     let report = Sweep::new(&Upgrade::new()).run().unwrap_or_else(|failure| panic!("{failure}"));
-    assert!(report.cases > 80, "{report:?}");
+    assert!(report.cases > 60, "{report:?}");
 }

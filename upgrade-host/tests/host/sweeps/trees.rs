@@ -35,7 +35,7 @@ steps:
 "#,
         )
     };
-    sweep(&case, 40);
+    sweep(&case, 30);
 }
 
 #[test]
@@ -49,7 +49,7 @@ steps:
   - { id: release, uses: host.release, with: { root: site, archive: "app-${to}.tar.gz" } }
 "#,
     );
-    sweep(&case, 40);
+    sweep(&case, 30);
 }
 
 const BACKUP: Case = Case {
@@ -73,7 +73,7 @@ steps:
 
 #[test]
 fn a_backup_and_what_is_restored_from_it_come_and_go_as_a_whole() {
-    sweep(&BACKUP, 120);
+    sweep(&BACKUP, 90);
 }
 
 #[test]
