@@ -12,7 +12,7 @@ pub(crate) fn io_error(what: impl Into<String>, error: &io::Error) -> StepError 
     let (permanent, hint) = match error.kind() {
         Kind::PermissionDenied => (true, "run as a user who may change this path and its owner"),
         Kind::NotFound => (true, "check that the path and the directory above it exist"),
-        Kind::StorageFull | Kind::QuotaExceeded => (true, "free space on that file system, then try again"),
+        Kind::StorageFull | Kind::QuotaExceeded => (true, "free some space on that file system, then try again"),
         Kind::ReadOnlyFilesystem => (true, "mount the file system writable, then try again"),
         Kind::AlreadyExists | Kind::NotADirectory | Kind::IsADirectory => {
             (true, "look at what is there and move it away")

@@ -3,9 +3,11 @@
 //! An archive is somebody else's input. What it holds is checked entry by entry, before any of it
 //! reaches the disk, and it is unpacked only into a directory of its own.
 
+mod frames;
 pub(crate) mod manifest;
 pub(crate) mod name;
 pub(crate) mod pack;
+pub(crate) mod prove;
 pub(crate) mod reader;
 pub(crate) mod tree;
 pub(crate) mod unpack;

@@ -5,7 +5,7 @@
 //! cut back to where the frame began.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,15 +15,17 @@ use tar::{Builder, EntryType, Header};
 use upgrade_core::context::Context;
 use upgrade_core::sealed::hex;
 
+use super::frames::Frames;
 use super::manifest::{Entry, Kind, Manifest, RawPath};
-use super::name::Names;
-use super::unpack::{Contents, Rules, unpack};
-use super::{ArchiveError, Limits, tree, watch};
+use super::{ArchiveError, tree, watch};
 
 /// The member that lists the others; it is the last one.
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// The directory that every other member is below, so that none can be taken for the manifest.
 pub(crate) const FILES: &str = "files";
+/// The member that names the paths that were asked for; it is the first one, so that a restore
+/// knows what it changes without reading the rest.
+pub(crate) const ROOTS: &str = "roots.json";
 /// What is read whole before it is written.
 const SMALL: u64 = 4 << 20;
 const ATTEMPTS: u32 = 3;
@@ -39,6 +41,9 @@ pub(crate) struct BackupManifest {
     pub(crate) roots: Vec<RawPath>,
     /// Sockets, pipes and devices, which are not kept.
     pub(crate) skipped: Vec<RawPath>,
+    /// What was there when the backup began, and removed before it was read.
+    #[serde(default)]
+    pub(crate) vanished: Vec<RawPath>,
     /// The entries, with paths from the root directory on.
     pub(crate) tree: Manifest,
 }
@@ -113,13 +118,20 @@ pub(crate) fn pack(
         .map_err(ArchiveError::io("make", to))?;
     let frames = Frames::new(file, level).map_err(ArchiveError::io("write", to))?;
     let mut packing = Packing { to, archive: Builder::new(frames), done: 0, total: selection.bytes, cx };
+    packing.add_json(ROOTS, &manifest.roots)?;
     let mut entries = Vec::new();
     for path in &selection.paths {
         watch(cx, packing.done, packing.total, "backing up")?;
-        entries.extend(packing.add(path)?);
+        match packing.add(path)? {
+            Some(entry) => entries.push(entry),
+            None => {
+                tracing::warn!(path = %path.display(), "it was removed while the backup was made: it is not in it");
+                manifest.vanished.push(RawPath::of(path));
+            }
+        }
     }
     manifest.tree = Manifest::new(entries);
-    packing.add_manifest(&manifest)?;
+    packing.add_json(MANIFEST, &manifest)?;
     let frames = packing.archive.into_inner().map_err(ArchiveError::io("write", to))?;
     let file = frames.finish().map_err(ArchiveError::io("write", to))?;
     file.sync_all().map_err(ArchiveError::io("make durable", to))?;
@@ -220,12 +232,12 @@ impl Packing<'_> {
         Ok(Some(digest))
     }
 
-    fn add_manifest(&mut self, manifest: &BackupManifest) -> Result<(), ArchiveError> {
-        let text = serde_json::to_vec(manifest).expect("a manifest holds nothing that JSON cannot");
+    fn add_json(&mut self, name: &str, value: &impl Serialize) -> Result<(), ArchiveError> {
+        let text = serde_json::to_vec(value).expect("a manifest holds nothing that JSON cannot");
         let mut header = Header::new_gnu();
         header.set_mode(0o600);
         header.set_size(text.len() as u64);
-        self.archive.append_data(&mut header, MANIFEST, &*text).map_err(ArchiveError::io("write", self.to))
+        self.archive.append_data(&mut header, name, &*text).map_err(ArchiveError::io("write", self.to))
     }
 }
 
@@ -287,120 +299,4 @@ fn header_of(entry: &Entry) -> Header {
     // A time before 1970 is in the manifest alone: a tar header cannot hold it.
     header.set_mtime(entry.mtime.and_then(|(seconds, _)| u64::try_from(seconds).ok()).unwrap_or(0));
     header
-}
-
-/// Writes a file as zstd frames, any of which can be taken back.
-struct Frames {
-    encoder: Option<zstd::Encoder<'static, File>>,
-    level: i32,
-}
-
-impl Frames {
-    fn new(file: File, level: i32) -> io::Result<Self> {
-        let mut encoder = zstd::Encoder::new(file, level)?;
-        encoder.include_checksum(true)?;
-        Ok(Self { encoder: Some(encoder), level })
-    }
-
-    /// Ends the present frame and starts another; returns where it starts.
-    fn cut(&mut self) -> io::Result<u64> {
-        let mut file = self.end()?;
-        let at = file.stream_position()?;
-        *self = Self::new(file, self.level)?;
-        Ok(at)
-    }
-
-    /// Takes back everything since a frame's start.
-    fn back_to(&mut self, at: u64) -> io::Result<()> {
-        let mut file = self.end()?;
-        file.set_len(at)?;
-        file.seek(io::SeekFrom::Start(at))?;
-        *self = Self::new(file, self.level)?;
-        Ok(())
-    }
-
-    fn finish(mut self) -> io::Result<File> {
-        self.end()
-    }
-
-    fn end(&mut self) -> io::Result<File> {
-        self.encoder.take().ok_or_else(|| io::Error::other("an earlier write failed"))?.finish()
-    }
-}
-
-impl Write for Frames {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match &mut self.encoder {
-            Some(encoder) => encoder.write(buffer),
-            None => Err(io::Error::other("an earlier write failed")),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.encoder.as_mut().map_or(Ok(()), |encoder| encoder.flush())
-    }
-}
-
-/// Holds a backup that was read to its last byte and is what its manifest says.
-#[derive(Debug)]
-pub(crate) struct Proven {
-    pub(crate) manifest: BackupManifest,
-    /// SHA-256 of the packed file.
-    pub(crate) sha256: String,
-}
-
-/// Accepts what a backup may hold; its size is what was there, so only the entries are bounded.
-pub(crate) fn rules() -> Rules {
-    Rules {
-        limits: Limits { unpacked: u64::MAX, entries: 50_000_000, ratio: u64::MAX },
-        names: Names::Any,
-        faithful: true,
-        strip: 1,
-        only: vec![FILES.as_bytes().to_vec()],
-        aside: Some(MANIFEST),
-    }
-}
-
-/// Reads a backup back and compares every entry with its manifest.
-///
-/// # Errors
-/// It is damaged, or an entry is not what the manifest says.
-pub(crate) fn prove(archive: &Path, cx: &Context) -> Result<Proven, ArchiveError> {
-    let contents = unpack(archive, &rules(), None, cx)?;
-    let manifest = manifest_of(archive, &contents)?;
-    let wrong = |reason: String| ArchiveError::Unfit { archive: archive.into(), reason };
-    // Implied directories are the ones above a root: they are not part of the backup.
-    let comparison = essence(&manifest.tree, &manifest.roots).compare(&essence(&contents.manifest, &manifest.roots));
-    match comparison.altered {
-        Some(path) => Err(wrong(format!("`{}` is not what its manifest says", path.display()))),
-        None if comparison.added > 0 => {
-            Err(wrong(format!("it holds {} entries that its manifest does not name", comparison.added)))
-        }
-        None => Ok(Proven { manifest, sha256: contents.sha256 }),
-    }
-}
-
-pub(crate) fn manifest_of(archive: &Path, contents: &Contents) -> Result<BackupManifest, ArchiveError> {
-    let wrong = |reason: &str| ArchiveError::Unfit { archive: archive.into(), reason: reason.to_owned() };
-    let text =
-        contents.aside.as_ref().ok_or_else(|| wrong("it has no manifest.json: `host.backup` did not make it"))?;
-    let manifest: BackupManifest = serde_json::from_slice(text).map_err(|_| wrong("its manifest cannot be read"))?;
-    if manifest.format != 1 {
-        return Err(wrong("its manifest is of a format that this program does not know"));
-    }
-    Ok(manifest)
-}
-
-/// Reduces a tree to what a tar header can say, so that members and manifest can be compared.
-fn essence(tree: &Manifest, roots: &[RawPath]) -> Manifest {
-    let below =
-        |entry: &&Entry| roots.iter().any(|root| Path::new("/").join(entry.path.as_path()).starts_with(root.as_path()));
-    let entries = tree.entries.iter().filter(below).cloned().map(|entry| Entry {
-        mtime: entry.mtime.map(|(seconds, _)| (seconds.max(0), 0)),
-        mode: if entry.kind == Kind::Symlink { 0o777 } else { entry.mode },
-        // The tar writer spells `a//b` as `a/b`; the manifest keeps the link's own text.
-        target: entry.target.map(|target| RawPath::of(&target.as_path().components().collect::<PathBuf>())),
-        ..entry
-    });
-    Manifest::new(entries.collect())
 }

@@ -177,6 +177,14 @@ pub(crate) fn remove(path: &Path) -> Result<(), ArchiveError> {
     durable::sync_directory(&parent).map_err(ArchiveError::io("make durable", &parent))
 }
 
+/// Removes the directories that a step made, as [`durable::remove_made`] does.
+pub(crate) fn remove_made(lowest: &Path, topmost: Option<&Path>) -> Result<(), ArchiveError> {
+    match topmost {
+        Some(topmost) => durable::remove_made(lowest, topmost).map_err(ArchiveError::io("remove", topmost)),
+        None => Ok(()),
+    }
+}
+
 /// Tells how many bytes are free for this process on the file system that a path is, or will be, on.
 pub(crate) fn free(path: &Path) -> Result<u64, ArchiveError> {
     let there = path.ancestors().find(|a| !a.as_os_str().is_empty() && a.exists()).unwrap_or(Path::new("."));

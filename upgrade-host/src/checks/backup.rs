@@ -16,7 +16,8 @@ use upgrade_core::verdict::Verdict;
 
 use crate::archive::ArchiveError;
 use crate::archive::manifest::RawPath;
-use crate::archive::pack::{self, BackupManifest};
+use crate::archive::pack::BackupManifest;
+use crate::archive::prove;
 use crate::error::blocking;
 use crate::files::absolute;
 use crate::steps::BACKUP_SUFFIX;
@@ -62,7 +63,7 @@ impl BackupCheck {
                 .with_hint("make one with a `host.backup` step, or correct `path`")
         };
         let Some(path) = newest(&self.path)? else { return Ok(none()) };
-        let proven = match pack::prove(&path, cx) {
+        let proven = match prove::prove(&path, cx) {
             Ok(proven) => proven,
             Err(ArchiveError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(none()),
             Err(error @ (ArchiveError::Io { .. } | ArchiveError::Cancelled)) => return Err(error.into()),

@@ -133,6 +133,12 @@ pub(crate) fn migrate(format: Format, text: &str, rules: &[Resolved<'_>]) -> Res
         {
             renamed.push(((*to).clone(), (*from).clone()));
         }
+        let moved = match (format, &rule) {
+            (Format::Toml, Resolved::Move(from, to)) => {
+                toml::comment(&text, from.segments()).map(|comment| (to.segments(), comment))
+            }
+            _ => None,
+        };
         for edit in rules::edits(&after, &rule)? {
             let edit = match edit {
                 Edit::Replace { place, value } => Edit::Replace { place, value: format.hold(value) },
@@ -154,6 +160,12 @@ pub(crate) fn migrate(format: Format, text: &str, rules: &[Resolved<'_>]) -> Res
                 renamed.push((path(to), path(key)));
             }
             (after, text) = (expected, edited);
+        }
+        // Where a comment cannot stand, the value goes without it.
+        if let Some(commented) = moved.and_then(|(to, comment)| toml::with_comment(&text, to, &comment))
+            && format.read(&commented).is_ok_and(|read| read == after)
+        {
+            text = commented;
         }
     }
     Ok(Migrated { text, before, after, renamed })

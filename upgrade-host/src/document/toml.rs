@@ -199,6 +199,28 @@ pub(crate) fn edit(text: &str, edit: &Edit) -> Result<String, String> {
     Ok(document.to_string())
 }
 
+/// Returns the comment behind a value, on its line.
+pub(crate) fn comment(text: &str, place: &[Segment]) -> Option<String> {
+    let mut document = parse(text).ok()?;
+    let comment = value_at(&mut document, place)?.decor().suffix()?.as_str()?.to_owned();
+    comment.trim_start().starts_with('#').then_some(comment)
+}
+
+/// Writes a comment behind a value, if the value has a line of its own.
+pub(crate) fn with_comment(text: &str, place: &[Segment], comment: &str) -> Option<String> {
+    let mut document = parse(text).ok()?;
+    value_at(&mut document, place)?.decor_mut().set_suffix(comment);
+    Some(document.to_string())
+}
+
+fn value_at<'a>(document: &'a mut DocumentMut, place: &[Segment]) -> Option<&'a mut TomlValue> {
+    let (Segment::Key(last), parent) = place.split_last()? else { return None };
+    match holder(document, parent)? {
+        Holder::Table(table) => table.get_mut(last)?.as_value_mut(),
+        _ => None,
+    }
+}
+
 fn replace(old: &mut TomlValue, mut new: TomlValue) {
     *new.decor_mut() = old.decor().clone();
     *old = new;

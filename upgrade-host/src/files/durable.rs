@@ -101,6 +101,26 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     sync_directory(&parent(path))
 }
 
+/// Returns the topmost directory of a path that is not there; nothing if all of them are.
+pub(crate) fn topmost_missing(directory: &Path) -> Option<PathBuf> {
+    let above = directory.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists());
+    above.last().map(Path::to_path_buf)
+}
+
+/// Removes directories durably, from the lowest up to the topmost, as long as they are empty: what
+/// others put there stays.
+pub(crate) fn remove_made(lowest: &Path, topmost: &Path) -> io::Result<()> {
+    for directory in lowest.ancestors().take_while(|directory| directory.starts_with(topmost)) {
+        match fs::remove_dir(directory) {
+            Ok(()) => sync_directory(&parent(directory))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Makes a directory and those above it, durably; returns the topmost one that it made.
 pub(crate) fn create_directories(path: &Path) -> io::Result<Option<PathBuf>> {
     let mut missing = Vec::new();

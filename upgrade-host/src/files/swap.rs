@@ -183,7 +183,9 @@ pub(crate) async fn rollback(cx: &Context, undo: &FileUndo) -> Result<(), StepEr
     blocking(move || {
         remove_aside(&undo)?;
         sync_existing(&durable::parent(&undo.path))?;
-        remove_directories(&undo.directories)
+        let (Some(topmost), Some(lowest)) = (undo.directories.first(), undo.directories.last()) else { return Ok(()) };
+        durable::remove_made(lowest, topmost)
+            .map_err(|error| io_error(format!("{} cannot be removed", topmost.display()), &error))
     })
     .await
 }
@@ -254,19 +256,6 @@ fn sync_existing(directory: &Path) -> Result<(), StepError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(|error| io_error(format!("{} cannot be made durable", directory.display()), &error)),
     }
-}
-
-/// Removes directories, lowest first, as long as they are empty: what others put there stays.
-fn remove_directories(directories: &[PathBuf]) -> Result<(), StepError> {
-    for directory in directories.iter().rev() {
-        match fs::remove_dir(directory) {
-            Ok(()) => sync_existing(&durable::parent(directory))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => break,
-            Err(error) => return Err(io_error(format!("{} cannot be removed", directory.display()), &error)),
-        }
-    }
-    Ok(())
 }
 
 /// Lists the directories above `path` that do not exist, topmost first.

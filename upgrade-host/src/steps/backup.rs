@@ -18,7 +18,8 @@ use upgrade_core::target::Target;
 use upgrade_core::units::Bytes;
 
 use crate::archive::manifest::{Manifest, RawPath};
-use crate::archive::pack::{self, BackupManifest, Proven, Selection};
+use crate::archive::pack::{self, BackupManifest, Selection};
+use crate::archive::prove::{self, Proven};
 use crate::archive::{ArchiveError, tree};
 use crate::error::blocking;
 use crate::files::{absolute, durable};
@@ -108,6 +109,9 @@ pub struct BackupOutput {
     pub bytes: u64,
     /// How many sockets, pipes and devices were left out.
     pub skipped: u64,
+    /// How many entries were removed while the backup was made, and are not in it.
+    #[serde(default)]
+    pub vanished: u64,
 }
 
 impl Backup {
@@ -180,7 +184,7 @@ impl Backup {
             ))
             .with_hint("free some space there, or let `to` name another file system"));
         }
-        let made = durable::parent(&path).ancestors().take_while(|p| !p.exists()).last().map(Path::to_path_buf);
+        let made = durable::topmost_missing(&durable::parent(&path));
         let summary = format!("{} entries, {}", selection.paths.len(), Bytes(selection.bytes));
         let change = Change::new(Effect::Create, path.display().to_string()).with_summary(summary);
         Ok((BackupUndo { path, made }, change))
@@ -210,10 +214,11 @@ impl Backup {
             created: jiff::Timestamp::now().to_string(),
             roots: self.roots.iter().map(|root| RawPath::of(root)).collect(),
             skipped: selection.skipped.clone(),
+            vanished: Vec::new(),
             tree: Manifest::new(Vec::new()),
         };
         let written = pack::pack(temporary, &selection, manifest, self.config.level, cx)?;
-        let proven = pack::prove(temporary, cx)?;
+        let proven = prove::prove(temporary, cx)?;
         if proven.manifest != written {
             return Err(StepError::unknown(format!("{} does not read back as it was written", temporary.display()))
                 .with_hint("the medium may be failing: look at the kernel's log, and let `to` name another one"));
@@ -224,7 +229,7 @@ impl Backup {
 
     /// Reads the archive and makes sure that this run made it.
     fn expect_ours(&self, cx: &Context, undo: &BackupUndo) -> Result<Proven, StepError> {
-        let present = match pack::prove(&undo.path, cx) {
+        let present = match prove::prove(&undo.path, cx) {
             Ok(proven) if proven.manifest.made_by == cx.marker() => return Ok(proven),
             Ok(proven) => format!("a backup made by {}", proven.manifest.made_by),
             Err(error @ (ArchiveError::Cancelled | ArchiveError::Io { .. })) => return Err(error.into()),
@@ -253,15 +258,7 @@ impl Backup {
             }
             tree::remove(&undo.path)?;
         }
-        if let Some(made) = &undo.made {
-            for directory in undo.path.ancestors().skip(1).take_while(|path| path.starts_with(made)) {
-                // One that somebody put something into stays.
-                if fs::remove_dir(directory).is_err() {
-                    break;
-                }
-            }
-        }
-        Ok(())
+        Ok(tree::remove_made(&durable::parent(&undo.path), undo.made.as_deref())?)
     }
 
     fn prune(&self, cx: &Context, undo: &BackupUndo) -> Result<(), StepError> {
@@ -306,6 +303,7 @@ fn output(undo: &BackupUndo, proven: &Proven) -> BackupOutput {
         files: proven.manifest.tree.files(),
         bytes: proven.manifest.tree.bytes(),
         skipped: proven.manifest.skipped.len() as u64,
+        vanished: proven.manifest.vanished.len() as u64,
     }
 }
 

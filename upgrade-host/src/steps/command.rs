@@ -280,8 +280,8 @@ impl Step for Command {
     }
 
     async fn apply(&self, cx: &Context, _undo: &CommandUndo) -> Result<CommandOutput, StepError> {
-        // An earlier attempt may have finished without anybody seeing its end.
-        if (cx.attempt() > 1 || cx.is_interrupted()) && self.already(cx).await?.is_some() {
+        // An earlier call may have finished without anybody seeing its end.
+        if self.already(cx).await?.is_some() {
             return Ok(CommandOutput::not_run());
         }
         let argv = self.argv();

@@ -1,7 +1,9 @@
 //! `host.release`: a release laid down beside the old one, and a link that is switched at once.
 
+mod configuration;
 mod prune;
 mod source;
+mod undo;
 
 use std::fs;
 use std::io;
@@ -9,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrade_core::context::{Context, OnConflict};
@@ -21,68 +22,12 @@ use upgrade_core::target::Target;
 use upgrade_core::units::Bytes;
 
 use crate::archive::manifest::Manifest;
-use crate::archive::{ArchiveError, Limits, is_sha256, tree, unpack};
+use crate::archive::{ArchiveError, tree, unpack};
 use crate::error::blocking;
 use crate::files::durable;
 use crate::machine::MachineTarget;
-use prune::Candidate;
-use source::{Expected, Source, Verified};
-
-/// Configures `host.release`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ReleaseConfig {
-    /// The directory that holds `releases/` and the link.
-    pub root: PathBuf,
-    /// The name of the release; the version that the pipeline leads to if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// A tar, plain or packed with gzip or zstd.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub archive: Option<PathBuf>,
-    /// A directory that is copied, instead of an archive.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub directory: Option<PathBuf>,
-    /// The SHA-256 digest that the archive must have.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
-    /// A file as sha256sum writes it, with the archive's digest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256_file: Option<PathBuf>,
-    /// A minisign signature of the archive.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signature: Option<PathBuf>,
-    /// The minisign public key that the signature must be of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub public_key: Option<String>,
-    /// Whether a release without a signature is refused.
-    #[serde(default)]
-    pub require_signature: bool,
-    /// How many releases are kept after commit, the new one and the one before included.
-    #[serde(default = "default_keep")]
-    pub keep: usize,
-    /// The name of the link below `root`.
-    #[serde(default = "default_current")]
-    pub current: String,
-    /// How many leading components of each name in the archive are dropped.
-    #[serde(default)]
-    pub strip_components: usize,
-    /// The most that the archive may unpack to.
-    #[serde(default = "default_unpacked")]
-    pub max_unpacked: Bytes,
-}
-
-fn default_keep() -> usize {
-    3
-}
-
-fn default_current() -> String {
-    "current".to_owned()
-}
-
-fn default_unpacked() -> Bytes {
-    Bytes(Limits::default().unpacked)
-}
+pub use configuration::ReleaseConfig;
+use source::{Expected, Source, Verified, source_of};
 
 /// Lays a release down in `<root>/releases/<version>` and switches `<root>/current` to it.
 ///
@@ -223,7 +168,7 @@ impl Release {
                 ));
             }
         };
-        let made = self.releases().ancestors().take_while(|path| !path.exists()).last().map(Path::to_path_buf);
+        let made = durable::topmost_missing(&self.releases());
         let undo = ReleaseUndo {
             found_link,
             intended_link: Path::new(RELEASES).join(&self.version),
@@ -316,102 +261,10 @@ impl Release {
         }
     }
 
-    fn put_back(&self, cx: &Context, undo: &ReleaseUndo, manifest: &Manifest) -> Result<(), StepError> {
-        let present = self.present_link()?;
-        let overwrite = cx.on_conflict() == OnConflict::Overwrite;
-        if present != undo.found_link {
-            if present.as_deref() != Some(&undo.intended_link) && !overwrite {
-                return Err(self.conflict(undo, present.as_deref()));
-            }
-            // The link first: what serves again must not wait for a removal.
-            self.link_back(cx, undo)?;
-        }
-        self.clear(cx)?;
-        let release = self.release();
-        if !undo.found_release && release.symlink_metadata().is_ok() {
-            match self.expect_unaltered(manifest, undo, cx) {
-                Ok(0) => {
-                    // Under another name before it is removed: a crash leaves no half release.
-                    tree::place(&release, &self.temporary(cx))?;
-                    tree::remove(&self.temporary(cx))?;
-                }
-                Err(error) if !overwrite => return Err(error),
-                _ => self.set_aside(cx)?,
-            }
-        }
-        if let Some(made) = &undo.made {
-            for directory in self.releases().ancestors().take_while(|path| path.starts_with(made)) {
-                // One that somebody put something into stays.
-                if fs::remove_dir(directory).is_err() {
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn link_back(&self, cx: &Context, undo: &ReleaseUndo) -> Result<(), StepError> {
-        let Some(found) = &undo.found_link else {
-            return Ok(durable::remove_file(&self.link()).map_err(ArchiveError::io("remove", &self.link()))?);
-        };
-        if !self.root.join(found).exists() {
-            return Err(StepError::permanent(format!(
-                "{} cannot be linked back: {} is gone",
-                self.link().display(),
-                found.display()
-            ))
-            .with_hint("restore that release, then --retry; or link a working one by hand and resolve with --skip"));
-        }
-        Ok(durable::switch_link(&self.link(), found, &cx.marker()).map_err(ArchiveError::io("switch", &self.link()))?)
-    }
-
-    fn set_aside(&self, cx: &Context) -> Result<(), StepError> {
-        let key = upgrade_core::sealed::sha256_hex(cx.marker().as_bytes());
-        let aside = self.releases().join(format!(".{}.rolled-back-{}", self.version, &key[..12]));
-        tracing::warn!(
-            release = %self.release().display(),
-            aside = %aside.display(),
-            "the release was written to while it ran: it is set aside, not removed"
-        );
-        Ok(tree::place(&self.release(), &aside)?)
-    }
-
     /// Removes what an interrupted call left: never a release, never the link.
     fn clear(&self, cx: &Context) -> Result<(), StepError> {
         tree::remove(&self.temporary(cx))?;
         tree::remove(&durable::temporary(&self.link(), &cx.marker()))?;
-        Ok(())
-    }
-
-    fn prune(&self, cx: &Context, undo: &ReleaseUndo) -> Result<(), StepError> {
-        self.clear(cx)?;
-        let releases = self.releases();
-        let mut candidates = Vec::new();
-        for entry in fs::read_dir(&releases).map_err(ArchiveError::io("list", &releases))? {
-            let entry = entry.map_err(ArchiveError::io("list", &releases))?;
-            let metadata = entry.metadata().map_err(ArchiveError::io("read", &entry.path()))?;
-            if let (true, Ok(name), Ok(modified)) =
-                (metadata.is_dir(), entry.file_name().into_string(), metadata.modified())
-                && !name.starts_with('.')
-            {
-                candidates.push(Candidate { name, modified });
-            }
-        }
-        let links = [self.present_link()?, undo.found_link.clone(), Some(undo.intended_link.clone())];
-        let spared: Vec<_> = links
-            .into_iter()
-            .flatten()
-            .filter_map(|link| Some(link.file_name()?.to_string_lossy().into_owned()))
-            .collect();
-        for name in prune::beyond(candidates, self.config.keep, &spared) {
-            if cx.cancelled().is_cancelled() {
-                return Err(ArchiveError::Cancelled.into());
-            }
-            let hidden = durable::temporary(&releases.join(&name), &cx.marker());
-            tree::remove(&hidden)?;
-            tree::place(&releases.join(&name), &hidden)?;
-            tree::remove(&hidden)?;
-        }
         Ok(())
     }
 }
@@ -430,45 +283,6 @@ fn plain_name(name: &str, key: &str) -> Result<(), BuildError> {
     Err(BuildError::new(format!("`{}` cannot be the name of a directory here", name.escape_debug()))
         .at(key)
         .with_hint("use one name without `/` that does not start with a dot"))
-}
-
-fn source_of(config: &ReleaseConfig, cx: &BuildContext) -> Result<Source, BuildError> {
-    let vouched = [config.sha256.is_some(), config.sha256_file.is_some(), config.signature.is_some()];
-    let path = match (&config.archive, &config.directory) {
-        (Some(path), None) => cx.path(path),
-        (None, Some(_)) if vouched.contains(&true) || config.require_signature || config.strip_components > 0 => {
-            return Err(BuildError::new("digest, signature and `strip_components` are for an archive").at("directory"));
-        }
-        (None, Some(path)) => return Ok(Source::Directory { path: cx.path(path) }),
-        _ => return Err(BuildError::new("give either `archive` or `directory`").at("archive")),
-    };
-    let digest = match (&config.sha256, &config.sha256_file) {
-        (Some(_), Some(_)) => return Err(BuildError::new("give either `sha256` or `sha256_file`").at("sha256_file")),
-        (Some(digest), None) if !is_sha256(digest) => {
-            return Err(BuildError::new("a SHA-256 digest has 64 hexadecimal digits").at("sha256"));
-        }
-        (Some(digest), None) => Some(Expected::Sha256(digest.clone())),
-        (None, file) => file.as_ref().map(|file| Expected::File(cx.path(file))),
-    };
-    let signature = match (&config.signature, &config.public_key) {
-        (Some(file), Some(key)) => {
-            let unreadable = || {
-                BuildError::new("this is not a minisign public key")
-                    .at("public_key")
-                    .with_hint("give the last line of minisign.pub: it starts with RW")
-            };
-            Some((cx.path(file), source::public_key(key).ok_or_else(unreadable)?))
-        }
-        (None, None) if config.require_signature => {
-            return Err(BuildError::new("the release must be signed")
-                .at("require_signature")
-                .with_hint("give `signature` and `public_key`"));
-        }
-        (None, None) => None,
-        _ => return Err(BuildError::new("`signature` and `public_key` belong together").at("signature")),
-    };
-    let limits = Limits { unpacked: config.max_unpacked.0, ..Limits::default() };
-    Ok(Source::Archive { path, digest, signature, limits, strip: config.strip_components })
 }
 
 #[async_trait]

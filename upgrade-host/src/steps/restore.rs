@@ -1,11 +1,12 @@
 //! `host.restore`: what a backup holds, swapped into place; what was there is kept until commit.
 
+mod aside;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rustix::fs::{CWD, RenameFlags};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,12 +18,14 @@ use upgrade_core::target::Target;
 use upgrade_core::units::Bytes;
 
 use crate::archive::manifest::{Entry, Kind, Manifest, RawPath};
-use crate::archive::pack::{self, Proven};
+use crate::archive::pack;
+use crate::archive::prove::{self, Proven};
 use crate::archive::unpack::{Rules, fresh_directory, unpack};
 use crate::archive::{ArchiveError, is_sha256, tree};
 use crate::error::blocking;
 use crate::files::{absolute, durable};
 use crate::machine::MachineTarget;
+use aside::Aside;
 
 /// Configures `host.restore`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -55,6 +58,8 @@ pub struct Restore {
     config: RestoreConfig,
     backup: PathBuf,
     to: Option<PathBuf>,
+    /// What is changed, as far as it is known before the backup is proven.
+    changed: Vec<PathBuf>,
 }
 
 /// Holds what undoing a restore needs.
@@ -108,11 +113,17 @@ impl Restore {
         }
         let absolute = |path: &PathBuf| absolute(&cx.path(path));
         let (backup, to) = (absolute(&config.backup), config.to.as_ref().map(absolute));
-        Ok(Self { config, backup, to })
+        // The original places stand in the backup; one that an earlier step has yet to make says
+        // nothing, and the pipeline names them as targets.
+        let changed = match &to {
+            Some(to) => vec![to.clone()],
+            None => prove::roots(&backup).unwrap_or_default(),
+        };
+        Ok(Self { config, backup, to, changed })
     }
 
     fn prove(&self, expected: Option<&str>, cx: &Context) -> Result<Proven, StepError> {
-        let proven = pack::prove(&self.backup, cx)?;
+        let proven = prove::prove(&self.backup, cx)?;
         match expected.filter(|expected| !expected.eq_ignore_ascii_case(&proven.sha256)) {
             None => Ok(proven),
             Some(expected) => Err(StepError::permanent(format!(
@@ -160,7 +171,7 @@ impl Restore {
         for Restored { mut place, tree, .. } in self.pair(&proven)? {
             place.found = present(&place.path, cx)?;
             let parent = durable::parent(&place.path);
-            place.made = parent.ancestors().take_while(|above| !above.exists()).last().map(Path::to_path_buf);
+            place.made = durable::topmost_missing(&parent);
             let free = tree::free(&parent)?;
             if tree.bytes() > free {
                 return Err(StepError::permanent(format!(
@@ -227,7 +238,7 @@ impl Restore {
     fn lay_down(&self, restored: &Restored, aside: &Aside, cx: &Context) -> Result<(), StepError> {
         let mut only = vec![pack::FILES.as_bytes().to_vec()];
         only.extend(restored.root.components().skip(1).map(|part| part.as_os_str().as_encoded_bytes().to_vec()));
-        let rules = Rules { strip: only.len() - 1, only, ..pack::rules() };
+        let rules = Rules { strip: only.len() - 1, only, ..prove::rules() };
         unpack(&self.backup, &rules, Some(&aside.directory), cx)?;
         for entry in &restored.tree.entries {
             let link = aside.directory.join(entry.path.as_path());
@@ -264,14 +275,7 @@ impl Restore {
                 aside.swap_back(place, cx)?;
             }
             aside.remove()?;
-            if let Some(made) = &place.made {
-                for directory in place.path.ancestors().skip(1).take_while(|path| path.starts_with(made)) {
-                    // One that somebody put something into stays.
-                    if fs::remove_dir(directory).is_err() {
-                        break;
-                    }
-                }
-            }
+            tree::remove_made(&durable::parent(&place.path), place.made.as_deref())?;
         }
         Ok(())
     }
@@ -292,99 +296,6 @@ fn conflict(place: &RestorePlace, present: Option<String>) -> StepError {
         intended: place.intended.clone(),
         present: present.unwrap_or_else(nothing),
     })
-}
-
-/// Where, beside a place, the other tree of the two is: before the swap the one from the backup,
-/// after it the one that was found.
-struct Aside {
-    directory: PathBuf,
-    tree: PathBuf,
-    /// On a file system that cannot exchange: where the found tree goes before the other takes its
-    /// place, and where the restored one goes on the way back.
-    found: PathBuf,
-    discarded: PathBuf,
-    name: PathBuf,
-}
-
-impl Aside {
-    fn of(place: &RestorePlace, cx: &Context) -> Self {
-        let directory = durable::temporary(&place.path, &cx.marker());
-        let name = PathBuf::from(place.path.file_name().unwrap_or_default());
-        let beside = |suffix: &str| {
-            let mut beside = directory.clone().into_os_string();
-            beside.push(suffix);
-            PathBuf::from(beside)
-        };
-        Self { tree: directory.join(&name), found: beside(".found"), discarded: beside(".discarded"), directory, name }
-    }
-
-    fn holds(&self, place: &RestorePlace, cx: &Context) -> Result<bool, StepError> {
-        Ok(place.found.is_some() && present(&self.tree, cx)? == place.found)
-    }
-
-    /// Tells whether two renames were cut off between them.
-    fn is_halfway(&self) -> bool {
-        self.found.exists() || self.discarded.exists()
-    }
-
-    fn swap(&self, path: &Path) -> Result<(), StepError> {
-        if path.symlink_metadata().is_err() {
-            return Ok(tree::place(&self.tree, path)?);
-        }
-        if self.exchange(&self.tree, path)? {
-            return Ok(());
-        }
-        fresh_directory(&self.found)?;
-        tree::place(path, &self.found.join(&self.name))?;
-        Ok(tree::place(&self.tree, path)?)
-    }
-
-    fn swap_back(&self, place: &RestorePlace, cx: &Context) -> Result<(), StepError> {
-        if place.found.is_none() {
-            fresh_directory(&self.directory)?;
-            return Ok(tree::place(&place.path, &self.tree)?);
-        }
-        let mut held = None;
-        for candidate in [self.tree.clone(), self.found.join(&self.name)] {
-            if present(&candidate, cx)? == place.found {
-                held = Some(candidate);
-            }
-        }
-        let Some(held) = held else {
-            let altered = present(&self.tree, cx)?;
-            return Err(conflict(&RestorePlace { path: self.tree.clone(), ..place.clone() }, altered));
-        };
-        if place.path.symlink_metadata().is_err() {
-            return Ok(tree::place(&held, &place.path)?);
-        }
-        if self.exchange(&held, &place.path)? {
-            return Ok(());
-        }
-        fresh_directory(&self.discarded)?;
-        tree::place(&place.path, &self.discarded.join(&self.name))?;
-        Ok(tree::place(&held, &place.path)?)
-    }
-
-    /// Exchanges two trees in one call; `false` if the file system cannot.
-    fn exchange(&self, one: &Path, other: &Path) -> Result<bool, StepError> {
-        match rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => return Ok(false),
-            Err(error) => return Err(ArchiveError::io("exchange", other)(error.into()).into()),
-        }
-        for directory in [durable::parent(one), durable::parent(other)] {
-            durable::sync_directory(&directory).map_err(ArchiveError::io("make durable", &directory))?;
-        }
-        Ok(true)
-    }
-
-    /// Removes all that is aside: only when the place holds what it is to hold.
-    fn remove(&self) -> Result<(), StepError> {
-        for directory in [&self.directory, &self.found, &self.discarded] {
-            tree::remove(directory)?;
-        }
-        Ok(())
-    }
 }
 
 #[async_trait]
@@ -423,9 +334,7 @@ impl Step for Restore {
     }
 
     fn targets(&self) -> Vec<Arc<dyn Target>> {
-        // The original places stand in the backup, which may not be made yet: without `to`, the
-        // whole machine is what the step changes.
-        vec![MachineTarget::path(self.to.as_deref().unwrap_or(Path::new("/")))]
+        self.changed.iter().map(MachineTarget::path).collect()
     }
 }
 

@@ -59,7 +59,6 @@ fn keys(root: &Value, schema: &Value, found: &mut Vec<String>) {
 #[test]
 fn every_kind_has_a_page_whose_examples_load() {
     let registry = registry();
-    // Named as long as a release needs, so that what takes its version from the pipeline has one.
     let cx = BuildContext::new("/srv");
     for (folder, kind, _) in pages(&registry) {
         let page = read(folder, &kind);
@@ -70,7 +69,11 @@ fn every_kind_has_a_page_whose_examples_load() {
             configurations(&example, &kind, &mut found);
         }
         assert!(!found.is_empty(), "{folder}/{kind}.md has no example");
-        for with in found {
+        for mut with in found {
+            if kind == "host.release" && with.get("version").is_none() {
+                // Its pipeline names the version that it leads to.
+                with["version"] = "1.1.0".into();
+            }
             let made = match folder {
                 "steps" => registry.make_step(&kind, with.clone(), &cx).map(drop),
                 _ => registry.make_check(&kind, with.clone(), &cx).map(drop),

@@ -9,8 +9,10 @@ use minisign_verify::{PublicKey, Signature};
 use sha2::{Digest, Sha256};
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::sealed::hex;
 
+use super::ReleaseConfig;
 use crate::archive::manifest::{Kind, Manifest};
 use crate::archive::name::{self, Names};
 use crate::archive::unpack::{Rules, unpack};
@@ -116,6 +118,49 @@ impl Source {
     }
 }
 
+/// Reads what a configuration says of the source.
+///
+/// # Errors
+/// It contradicts itself.
+pub(super) fn source_of(config: &ReleaseConfig, cx: &BuildContext) -> Result<Source, BuildError> {
+    let vouched = [config.sha256.is_some(), config.sha256_file.is_some(), config.signature.is_some()];
+    let path = match (&config.archive, &config.directory) {
+        (Some(path), None) => cx.path(path),
+        (None, Some(_)) if vouched.contains(&true) || config.require_signature || config.strip_components > 0 => {
+            return Err(BuildError::new("digest, signature and `strip_components` are for an archive").at("directory"));
+        }
+        (None, Some(path)) => return Ok(Source::Directory { path: cx.path(path) }),
+        _ => return Err(BuildError::new("give either `archive` or `directory`").at("archive")),
+    };
+    let digest = match (&config.sha256, &config.sha256_file) {
+        (Some(_), Some(_)) => return Err(BuildError::new("give either `sha256` or `sha256_file`").at("sha256_file")),
+        (Some(digest), None) if !is_sha256(digest) => {
+            return Err(BuildError::new("a SHA-256 digest has 64 hexadecimal digits").at("sha256"));
+        }
+        (Some(digest), None) => Some(Expected::Sha256(digest.clone())),
+        (None, file) => file.as_ref().map(|file| Expected::File(cx.path(file))),
+    };
+    let signature = match (&config.signature, &config.public_key) {
+        (Some(file), Some(key)) => {
+            let unreadable = || {
+                BuildError::new("this is not a minisign public key")
+                    .at("public_key")
+                    .with_hint("give the last line of minisign.pub: it starts with RW")
+            };
+            Some((cx.path(file), public_key(key).ok_or_else(unreadable)?))
+        }
+        (None, None) if config.require_signature => {
+            return Err(BuildError::new("the release must be signed")
+                .at("require_signature")
+                .with_hint("give `signature` and `public_key`"));
+        }
+        (None, None) => None,
+        _ => return Err(BuildError::new("`signature` and `public_key` belong together").at("signature")),
+    };
+    let limits = Limits { unpacked: config.max_unpacked.0, ..Limits::default() };
+    Ok(Source::Archive { path, digest, signature, limits, strip: config.strip_components })
+}
+
 fn changed(path: &Path) -> StepError {
     StepError::permanent(format!("{} is not what was verified: it was changed meanwhile", path.display()))
         .with_hint("find out who changed it, put the verified file back and try again")
@@ -204,7 +249,7 @@ fn digest_of(text: &str, name: &str) -> Option<String> {
 }
 
 /// Reads a public key: the key alone, or the text of a `.pub` file.
-pub(super) fn public_key(text: &str) -> Option<PublicKey> {
+fn public_key(text: &str) -> Option<PublicKey> {
     if text.trim().contains('\n') { PublicKey::decode(text).ok() } else { PublicKey::from_base64(text.trim()).ok() }
 }
 
