@@ -195,8 +195,34 @@ impl Secrets {
         Ok(secret)
     }
 
-    /// Masks `secret` from now on, wherever it came from.
+    /// Masks the variables of the environment that `definition` refers to, before anything resolves
+    /// them: every program that a step runs inherits them, and may print them.
+    pub(crate) fn expect(&self, definition: &Value) {
+        match definition {
+            Value::Array(items) => items.iter().for_each(|item| self.expect(item)),
+            Value::Object(map) => {
+                let mut entries = map.iter();
+                if let (Some((scheme, Value::String(name))), None) = (entries.next(), entries.next())
+                    && scheme == "env"
+                    && let Ok(value) = std::env::var(name)
+                {
+                    self.remember(&SecretString::from(value));
+                }
+                map.values().for_each(|item| self.expect(item));
+            }
+            _ => {}
+        }
+    }
+
+    /// Masks `secret` from now on, wherever it came from; of one of several lines, each line as well.
     pub fn remember(&self, secret: &SecretString) {
+        let mut lines = secret.expose_secret().lines();
+        if lines.nth(1).is_some() {
+            // What reads it, a key for example, may well show it line by line.
+            for line in secret.expose_secret().lines().map(str::trim).filter(|line| line.len() >= 8) {
+                self.remember(&SecretString::from(line));
+            }
+        }
         // Shorter ones would mask half of every text and protect nothing.
         if secret.expose_secret().len() < 4 {
             return;

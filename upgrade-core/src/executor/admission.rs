@@ -22,6 +22,7 @@ use crate::pipeline::shape::difference;
 use crate::pipeline::version::{PresentVersion, check_path};
 use crate::pipeline::{Pipeline, StepSource};
 use crate::sealed::MemorySealed;
+use crate::secret::Secrets;
 use crate::target::Target;
 use crate::transition::{RunState, StepState};
 
@@ -317,11 +318,17 @@ impl Executor {
         self.reader(pipeline).plain_context(&run, "admission", "admission").map_err(ExecutorError::Pipeline)
     }
 
+    /// Resolves the secrets of a pipeline, and masks those that its programs inherit.
+    pub(crate) fn secrets_of(&self, pipeline: &Pipeline) -> Secrets {
+        self.secrets.expect(&pipeline.structure());
+        self.secrets.clone().based_in(&pipeline.source.base_dir)
+    }
+
     /// Makes a caller that changes nothing: for plans and for what is read before a run exists.
     pub(crate) fn reader(&self, pipeline: &Pipeline) -> Caller {
         Caller {
             pipeline: Arc::new(pipeline.clone()),
-            secrets: self.secrets.clone().based_in(&pipeline.source.base_dir),
+            secrets: self.secrets_of(pipeline),
             sealed: Arc::new(MemorySealed::default()),
             observers: self.observers.clone(),
             checkpoints: tokio::sync::mpsc::unbounded_channel().0,

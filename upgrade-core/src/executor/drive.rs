@@ -86,7 +86,7 @@ impl<'a> Driver<'a> {
         let lease = Arc::new(lease);
         let caller = Caller {
             pipeline: pipeline.clone(),
-            secrets: executor.secrets.clone().based_in(&pipeline.source.base_dir),
+            secrets: executor.secrets_of(&pipeline),
             sealed: executor.journal.sealed(run.id()).await?,
             observers: executor.observers.clone(),
             checkpoints: checkpoint_sender,

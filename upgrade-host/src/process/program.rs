@@ -18,6 +18,9 @@ use super::leftovers::{self, GRACE, STARTER};
 use super::output::Output;
 use crate::text_or_secret::TextOrSecret;
 
+/// The variable that the command takes the key of sealed contents from.
+const SEAL_KEY: &str = "UPGRADE_SEAL_KEY";
+
 /// Says what becomes of a program whose caller is gone.
 #[derive(Debug, Clone)]
 pub(crate) enum Role {
@@ -121,6 +124,10 @@ impl Program {
             command.env(name, value.resolve(cx).await?.expose_secret());
         }
         command.env_remove(Context::MARKER).env_remove(STARTER);
+        // The key to what is sealed is the upgrade's own: no program needs it, and one may print it.
+        if !self.env.contains_key(SEAL_KEY) {
+            command.env_remove(SEAL_KEY);
+        }
         match self.role {
             Role::Step | Role::Check => command.env(Context::MARKER, cx.marker()),
             Role::Starter { .. } => command.env(STARTER, cx.marker()),
