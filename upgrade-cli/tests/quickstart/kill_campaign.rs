@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::faulty::{self, WRITING, tampered};
 use crate::site::{Site, Upgrade, ends};
-use crate::world::{Worlds, journals_are_right, observe, same};
+use crate::world::{Worlds, found_contents_are_kept, journals_are_right, observe, same};
 
 /// When the command dies.
 #[derive(Debug, Clone, Copy)]
@@ -153,7 +153,13 @@ impl Bench {
             }
         }
         // Whatever it was, it is over, and there is nothing to go on with.
-        self.expect(&["resume", "--detach"], &[7])
+        self.expect(&["resume", "--detach"], &[7])?;
+        let died_at_its_end = matches!(found.as_str(), "committed" | "rolled_back");
+        if (died_at_its_end || point.then == Then::ResumeTwice) && found_contents_are_kept(site) {
+            // The next run removes what such a death left.
+            self.expect(&["run", &site.run_nothing()], &[0])?;
+        }
+        Ok(())
     }
 
     fn ends_well(&self, point: Point, found: &str, worlds: &Worlds) -> Result<(), String> {

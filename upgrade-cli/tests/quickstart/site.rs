@@ -158,6 +158,14 @@ impl Site {
         ["run".to_owned(), file].into_iter().chain(variables).collect()
     }
 
+    /// Writes a pipeline that changes nothing; returns its file.
+    pub(crate) fn run_nothing(&self) -> String {
+        let file = self.root.path().join("nothing.yaml");
+        let steps = "- { id: nothing, uses: host.command, with: { run: ['true'], undo: ['true'] } }";
+        fs::write(&file, format!("upgrade: nothing\nsteps:\n{steps}\n")).unwrap();
+        file.display().to_string()
+    }
+
     /// Makes the command, which says nothing to anybody.
     pub(crate) fn command(&self, arguments: &[impl AsRef<str>]) -> Command {
         self.command_under(&[], arguments)

@@ -93,15 +93,19 @@ pub(crate) fn journals_are_right(site: &Site) -> Result<(), String> {
         let pipeline = file::reload(state.definition(), &registry).map_err(|error| error.to_string())?;
         let mut wrong = order_violations(pipeline.graph(), &records);
         wrong.extend(repetitions(&records));
-        let sealed = site.state().join("sealed").join(run.run.as_str());
-        if state.state().is_final() && fs::read_dir(&sealed).is_ok_and(|mut left| left.next().is_some()) {
-            wrong.push(format!("{} still holds what only an undo needed", sealed.display()));
+        if state.state().is_final() && found_contents_are_kept(site) {
+            wrong.push("what only an undo needed is still kept".into());
         }
         if !wrong.is_empty() {
             return Err(wrong.join("\n"));
         }
     }
     Ok(())
+}
+
+/// Tells whether contents that a run found are still kept for its undo.
+pub(crate) fn found_contents_are_kept(site: &Site) -> bool {
+    fs::read_dir(site.state().join("sealed")).is_ok_and(|mut runs| runs.next().is_some())
 }
 
 /// Lists what a journal says was done twice.
