@@ -39,10 +39,10 @@ impl Worlds {
 pub(crate) fn observe(site: &Site) -> String {
     let mut text = String::new();
     for line in tree(&site.directory().join("site")).lines() {
-        // The log tells of every start, the pid file of the last, and an archive when it was made.
+        // The log tells of every start, the pid file of the last, and a backup of when it was made.
         match line.split_once(' ') {
             Some((path, _)) if path.starts_with("logs/") || path.starts_with("run/") => {}
-            Some((path, _)) if path.starts_with("backups/") && !path.ends_with('/') => writeln!(text, "{path}").unwrap(),
+            Some((path, _)) if path.starts_with("backups/") && !path.ends_with('/') => writeln!(text, "a backup").unwrap(),
             _ => writeln!(text, "{line}").unwrap(),
         }
     }
