@@ -8,8 +8,22 @@ use crate::site::Site;
 
 /// All system calls that change a file.
 pub(crate) const WRITING: &[&str] = &[
-    "mkdir", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat2", "unlink", "unlinkat", "rmdir",
-    "ftruncate", "fallocate", "symlink", "chmod", "fchmod", "fchown",
+    "mkdir",
+    "write",
+    "pwrite64",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "ftruncate",
+    "fallocate",
+    "symlink",
+    "chmod",
+    "fchmod",
+    "fchown",
 ];
 
 /// Says whether system calls can be tampered with here; without, a test is skipped and says so.

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One of the upgrades of the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Upgrade {
     /// From 1.0.0 to 1.1.0, which works.
     Good,
@@ -147,8 +147,7 @@ impl Site {
 
     /// Returns the arguments that carry an upgrade out.
     pub(crate) fn run(&self, upgrade: Upgrade) -> Vec<String> {
-        let variables =
-            [format!("site={}", self.directory().join("site").display()), format!("port={}", self.port)];
+        let variables = [format!("site={}", self.directory().join("site").display()), format!("port={}", self.port)];
         let file = self.root.path().join(upgrade.file()).display().to_string();
         let variables = variables.into_iter().flat_map(|variable| ["--var".to_owned(), variable]);
         ["run".to_owned(), file].into_iter().chain(variables).collect()

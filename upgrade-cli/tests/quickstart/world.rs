@@ -42,7 +42,9 @@ pub(crate) fn observe(site: &Site) -> String {
         // The log tells of every start, the pid file of the last, and a backup of when it was made.
         match line.split_once(' ') {
             Some((path, _)) if path.starts_with("logs/") || path.starts_with("run/") => {}
-            Some((path, _)) if path.starts_with("backups/") && !path.ends_with('/') => writeln!(text, "a backup").unwrap(),
+            Some((path, _)) if path.starts_with("backups/") && !path.ends_with('/') => {
+                writeln!(text, "a backup").unwrap()
+            }
             _ => writeln!(text, "{line}").unwrap(),
         }
     }
