@@ -115,8 +115,8 @@ fn a_killed_run_frees_its_lease_and_blocks_its_name_and_its_targets() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let runs = runtime.block_on(journal.runs()).unwrap();
     let records = runtime.block_on(journal.load(&runs[0].run)).unwrap();
-    let attached = records.iter().filter(|record| matches!(record.entry, Entry::DriverAttached { .. }));
-    let freed = attached.last().unwrap().at.duration_since(died);
+    let mut attached = records.iter().filter(|record| matches!(record.entry, Entry::DriverAttached { .. }));
+    let freed = attached.next_back().unwrap().at.duration_since(died);
     assert!(freed.as_millis() < 1000, "the lease was free after {freed:?}");
 
     // Left open again, it blocks whoever has its name or its targets, and nobody else.

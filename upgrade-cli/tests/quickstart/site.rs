@@ -194,8 +194,9 @@ impl Site {
         if said.code != 0 {
             return Err(format!("the history cannot be read: {said:?}"));
         }
-        let runs = said.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("run").cloned());
-        match runs.last() {
+        let mut runs =
+            said.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("run").cloned());
+        match runs.next_back() {
             Some(run) if !run["damage"].is_null() => Err(format!("a damaged run: {run}")),
             Some(run) => Ok(Some(run["state"].as_str().unwrap_or_default().to_owned())),
             None => Ok(None),

@@ -43,7 +43,7 @@ pub(crate) fn observe(site: &Site) -> String {
         match line.split_once(' ') {
             Some((path, _)) if path.starts_with("logs/") || path.starts_with("run/") => {}
             Some((path, _)) if path.starts_with("backups/") && !path.ends_with('/') => {
-                writeln!(text, "a backup").unwrap()
+                writeln!(text, "a backup").unwrap();
             }
             _ => writeln!(text, "{line}").unwrap(),
         }
