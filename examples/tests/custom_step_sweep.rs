@@ -1,6 +1,5 @@
 //! The step of `custom_step`, crashed, failed, repeated and met by somebody else's changes.
 #![cfg(test)]
-#![cfg(test)]
 
 use std::fs;
 use std::os::unix::fs::symlink;
