@@ -1,5 +1,4 @@
 //! The step of `custom_step`, crashed, failed, repeated and met by somebody else's changes.
-
 #![cfg(test)]
 
 use std::fs;

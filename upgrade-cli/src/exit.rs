@@ -65,6 +65,8 @@ impl Exit {
             (Outcome::Abandoned { .. }, Asked::Resolution) => Exit::Done,
             (Outcome::Committed, _) => Exit::Done,
             (Outcome::RolledBack { .. }, _) => Exit::RolledBack,
+            // Nothing had been changed: what was asked for is so.
+            (Outcome::Rejected { .. }, Asked::Rollback) => Exit::Done,
             (Outcome::Rejected { .. }, _) => Exit::Rejected,
             (Outcome::Stuck { .. } | Outcome::Abandoned { .. }, _) => Exit::Operator,
             (Outcome::Held { .. } | Outcome::Probation { .. }, _) => Exit::Open,
@@ -86,6 +88,9 @@ mod tests {
         assert_eq!(Exit::of(&held, Asked::Upgrade) as u8, 6);
         assert_eq!(Exit::of(&held, Asked::Stop) as u8, 0);
         assert_eq!(Exit::of(&held, Asked::Rollback) as u8, 6);
+        let rejected = Outcome::Rejected { cause: None };
+        assert_eq!(Exit::of(&rejected, Asked::Upgrade) as u8, 3);
+        assert_eq!(Exit::of(&rejected, Asked::Rollback) as u8, 0);
     }
 
     #[test]
@@ -99,7 +104,6 @@ mod tests {
     #[test]
     fn a_run_that_waits_is_resumable() {
         assert_eq!(Exit::of(&Outcome::Probation { deadline: None }, Asked::Upgrade) as u8, 6);
-        assert_eq!(Exit::of(&Outcome::Rejected { cause: None }, Asked::Upgrade) as u8, 3);
         assert_eq!(Exit::of(&Outcome::Stuck { steps: vec![], cause: None }, Asked::Rollback) as u8, 5);
         assert_eq!(Exit::of(&Outcome::Abandoned { steps: vec![] }, Asked::Resolution) as u8, 0);
     }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One of the upgrades of the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Upgrade {
     /// From 1.0.0 to 1.1.0, which works.
     Good,
@@ -147,15 +147,18 @@ impl Site {
 
     /// Returns the arguments that carry an upgrade out.
     pub(crate) fn run(&self, upgrade: Upgrade) -> Vec<String> {
-        let archive = self.path(&format!("archives/notes-{}.tar.gz.sha256", upgrade.versions().1));
-        let variables = [
-            format!("site={}", self.directory().join("site").display()),
-            format!("port={}", self.port),
-            format!("sha256={}", fs::read_to_string(archive).unwrap().trim()),
-        ];
+        let variables = [format!("site={}", self.directory().join("site").display()), format!("port={}", self.port)];
         let file = self.root.path().join(upgrade.file()).display().to_string();
         let variables = variables.into_iter().flat_map(|variable| ["--var".to_owned(), variable]);
         ["run".to_owned(), file].into_iter().chain(variables).collect()
+    }
+
+    /// Writes a pipeline that changes nothing; returns its file.
+    pub(crate) fn run_nothing(&self) -> String {
+        let file = self.root.path().join("nothing.yaml");
+        let steps = "- { id: nothing, uses: host.command, with: { run: ['true'], undo: ['true'] } }";
+        fs::write(&file, format!("upgrade: nothing\nsteps:\n{steps}\n")).unwrap();
+        file.display().to_string()
     }
 
     /// Makes the command, which says nothing to anybody.
@@ -191,8 +194,9 @@ impl Site {
         if said.code != 0 {
             return Err(format!("the history cannot be read: {said:?}"));
         }
-        let runs = said.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("run").cloned());
-        match runs.last() {
+        let mut runs =
+            said.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("run").cloned());
+        match runs.next_back() {
             Some(run) if !run["damage"].is_null() => Err(format!("a damaged run: {run}")),
             Some(run) => Ok(Some(run["state"].as_str().unwrap_or_default().to_owned())),
             None => Ok(None),

@@ -39,11 +39,11 @@ impl Worlds {
 pub(crate) fn observe(site: &Site) -> String {
     let mut text = String::new();
     for line in tree(&site.directory().join("site")).lines() {
-        // The log tells of every start, the pid file of the last, and an archive when it was made.
+        // The log tells of every start, the pid file of the last, and a backup of when it was made.
         match line.split_once(' ') {
             Some((path, _)) if path.starts_with("logs/") || path.starts_with("run/") => {}
             Some((path, _)) if path.starts_with("backups/") && !path.ends_with('/') => {
-                writeln!(text, "{path}").unwrap()
+                writeln!(text, "a backup").unwrap();
             }
             _ => writeln!(text, "{line}").unwrap(),
         }
@@ -95,15 +95,19 @@ pub(crate) fn journals_are_right(site: &Site) -> Result<(), String> {
         let pipeline = file::reload(state.definition(), &registry).map_err(|error| error.to_string())?;
         let mut wrong = order_violations(pipeline.graph(), &records);
         wrong.extend(repetitions(&records));
-        let sealed = site.state().join("sealed").join(run.run.as_str());
-        if state.state().is_final() && fs::read_dir(&sealed).is_ok_and(|mut left| left.next().is_some()) {
-            wrong.push(format!("{} still holds what only an undo needed", sealed.display()));
+        if state.state().is_final() && found_contents_are_kept(site) {
+            wrong.push("what only an undo needed is still kept".into());
         }
         if !wrong.is_empty() {
             return Err(wrong.join("\n"));
         }
     }
     Ok(())
+}
+
+/// Tells whether contents that a run found are still kept for its undo.
+pub(crate) fn found_contents_are_kept(site: &Site) -> bool {
+    fs::read_dir(site.state().join("sealed")).is_ok_and(|mut runs| runs.next().is_some())
 }
 
 /// Lists what a journal says was done twice.

@@ -257,7 +257,9 @@ impl JournalError {
             }
             Self::Format { .. } => "use the version of the program that wrote it, or a newer one".into(),
             Self::Storage { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                "make room on the disk of the state directory, then `upgrade resume`".into()
+                "make room on the disk of the state directory, then `upgrade resume`; \
+                 `upgrade run` if no run was begun"
+                    .into()
             }
             Self::Storage { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 "run as the account that owns the state directory".into()

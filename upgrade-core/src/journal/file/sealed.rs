@@ -133,5 +133,7 @@ fn encrypted_path(directory: &Path, reference: &SealedRef) -> PathBuf {
 }
 
 fn failed(error: &JournalError, what: &str) -> StepError {
-    StepError::unknown(what).with_cause(error).with_hint(error.hint())
+    // Not the journal's own hint: the run goes on, back if need be, and is not there to be resumed.
+    let hint = "look at the disk of the state directory: whether it has room, and can be written";
+    StepError::unknown(what).with_cause(error).with_hint(hint)
 }
