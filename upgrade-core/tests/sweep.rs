@@ -1,6 +1,7 @@
 //! The sweeps on the core's own toy world, and the seeded defects that they must notice.
 
-#![cfg(all(test, feature = "testkit"))]
+#![cfg(test)]
+#![cfg(feature = "testkit")]
 
 use upgrade_core::names::StepId;
 use upgrade_core::pipeline::Pipeline;

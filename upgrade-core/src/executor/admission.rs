@@ -115,10 +115,10 @@ impl Executor {
         options: &RunOptions,
         forward: bool,
     ) -> Result<Admitted, ExecutorError> {
-        let header = Run::replay(&self.journal.load(id).await?)?.header().clone();
+        let header = self.journal.header(id).await?;
         let lease = self.journal.acquire(&header.locks, options.patience).await?;
-        // Read again under the lease: another driver may have gone on until just now.
-        let run = Run::replay(&self.journal.load(id).await?)?;
+        // Read under the lease: another driver may have gone on until just now.
+        let run = Run::replay(self.journal.load(id).await?)?;
         let mut entries = vec![attached(&lease)];
         if run.state().is_final() {
             return Ok(Admitted { lease, run, entries: Vec::new(), is_new: false });

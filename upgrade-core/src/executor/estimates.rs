@@ -28,7 +28,7 @@ impl Executor {
             run.damage.is_none() && run.pipeline.as_ref() == Some(&pipeline.name) && run.state.is_some_and(over)
         });
         for summary in earlier.take(RUNS) {
-            let run = Run::replay(&self.journal.load(&summary.run).await?)?;
+            let run = Run::replay(self.journal.load(&summary.run).await?)?;
             for (id, step) in run.steps() {
                 apply.entry(id.clone()).or_default().extend(step.elapsed_ms());
                 undo.entry(id.clone()).or_default().extend(step.undo_elapsed_ms());

@@ -1,5 +1,6 @@
 //! What a run's journal says: the state that every decision is made from.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -134,10 +135,12 @@ impl Run {
     ///
     /// # Errors
     /// The records are not what a run can have written: [`ExecutorError::Corrupt`] with the line.
-    pub fn replay(records: &[Record]) -> Result<Self, ExecutorError> {
+    pub fn replay<R: Borrow<Record>>(records: impl IntoIterator<Item = R>) -> Result<Self, ExecutorError> {
         let corrupt =
             |run: &str, line: u64, reason: String| ExecutorError::Corrupt { run: run.to_owned(), line, reason };
-        let first = records.first().ok_or_else(|| corrupt("?", 1, "the journal is empty".into()))?;
+        let mut records = records.into_iter();
+        let first = records.next().ok_or_else(|| corrupt("?", 1, "the journal is empty".into()))?;
+        let first = first.borrow();
         let Entry::RunCreated(header) = &first.entry else {
             return Err(corrupt("?", 1, "the first entry does not create the run".into()));
         };
@@ -146,7 +149,8 @@ impl Run {
             return Err(corrupt(header.run.as_str(), 1, reason));
         }
         let mut run = Self::created(header, first.at);
-        for record in &records[1..] {
+        for record in records {
+            let record = record.borrow();
             if record.seq != run.next {
                 let reason = format!("it has number {} where {} was expected", record.seq, run.next);
                 return Err(corrupt(header.run.as_str(), run.next + 1, reason));

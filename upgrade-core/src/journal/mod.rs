@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{Entry, Record, Request};
+use crate::entry::{Entry, Header, Record, Request};
 use crate::names::{LockName, PipelineName, RunId, Seq};
 use crate::sealed::SealedStorage;
 use crate::transition::RunState;
@@ -65,6 +65,18 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Returns all records of a run, the chain verified.
     async fn load(&self, run: &RunId) -> Result<Vec<Record>, JournalError>;
+
+    /// Returns the description that a run begins with; reads no more than it must.
+    async fn header(&self, run: &RunId) -> Result<Header, JournalError> {
+        match self.load(run).await?.into_iter().next().map(|record| record.entry) {
+            Some(Entry::RunCreated(header)) => Ok(*header),
+            _ => Err(JournalError::Damaged {
+                place: format!("run {run}"),
+                line: 1,
+                reason: "the first entry is not that of a run's creation".into(),
+            }),
+        }
+    }
 
     /// Lists the runs, oldest first. A damaged run is listed with what is wrong with it.
     async fn runs(&self) -> Result<Vec<RunSummary>, JournalError>;

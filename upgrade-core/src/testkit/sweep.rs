@@ -604,7 +604,7 @@ impl<'a, S: Scenario> Sweep<'a, S> {
     }
 
     fn outcome(&self, journal: &MemoryJournal) -> Result<Outcome, String> {
-        let run = crate::executor::state::Run::replay(&self.records(journal)?).map_err(|error| error.to_string())?;
+        let run = crate::executor::state::Run::replay(self.records(journal)?).map_err(|error| error.to_string())?;
         Ok(crate::executor::outcome_of(&run))
     }
 

@@ -41,7 +41,7 @@ use self::run::RunFile;
 use self::sealed::{FileSealed, Seal};
 use super::chain::chain;
 use super::{Hold, Journal, JournalError, Lease, RunSummary};
-use crate::entry::{Entry, Record, Request};
+use crate::entry::{Entry, Header, Record, Request};
 use crate::names::{LockName, RunId, Seq};
 use crate::sealed::SealedStorage;
 
@@ -197,6 +197,11 @@ impl Journal for FileJournal {
     async fn load(&self, run: &RunId) -> Result<Vec<Record>, JournalError> {
         let (path, run) = (self.run_path(run), run.clone());
         off_thread(move || read::load(&path, &run)).await?
+    }
+
+    async fn header(&self, run: &RunId) -> Result<Header, JournalError> {
+        let (path, run) = (self.run_path(run), run.clone());
+        off_thread(move || summary::header(&path, &run)).await?
     }
 
     async fn runs(&self) -> Result<Vec<RunSummary>, JournalError> {

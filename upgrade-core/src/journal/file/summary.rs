@@ -1,8 +1,10 @@
 //! Describes runs for a list without reading those that are over from end to end.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+
+use jiff::Timestamp;
 
 use super::run::{is_adoption, state_of};
 use super::scan::{FIRST_LINE, damaged, read_head, scan, settled};
@@ -43,24 +45,41 @@ pub(super) fn summarize(path: &Path, run: &RunId) -> RunSummary {
     summary
 }
 
-fn fill(summary: &mut RunSummary, path: &Path) -> Result<(), JournalError> {
+/// Reads the description that a run begins with, and nothing after it.
+pub(super) fn header(path: &Path, run: &RunId) -> Result<Header, JournalError> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(JournalError::NoRun(run.clone())),
+        other => other.map_err(storage("open", path))?,
+    };
     let place = path.display().to_string();
-    let file = File::open(path).map_err(storage("open", path))?;
-    let length = file.metadata().map_err(storage("read", path))?.len();
     let mut reader = BufReader::with_capacity(16 * 1024, &file);
-    let slots = read_head(&mut reader, &place)?;
+    read_head(&mut reader, &place)?;
+    first_entry(reader, path, &place).map(|(_, header)| header)
+}
+
+fn first_entry(reader: impl BufRead, path: &Path, place: &str) -> Result<(Timestamp, Header), JournalError> {
     let mut first = Vec::new();
     reader.take(LONGEST_HEADER).read_until(b'\n', &mut first).map_err(storage("read", path))?;
     let record = first
         .strip_suffix(b"\n")
         .ok_or_else(|| "it is not terminated".to_owned())
         .and_then(|line| Line::read(line)?.record())
-        .map_err(|reason| damaged(&place, FIRST_LINE, reason))?;
-    summary.created = Some(record.at);
+        .map_err(|reason| damaged(place, FIRST_LINE, reason))?;
     match record.entry {
-        Entry::RunCreated(header) => describe(summary, *header, &place)?,
-        _ => return Err(damaged(&place, FIRST_LINE, "the first entry is not that of a run's creation")),
+        Entry::RunCreated(header) => Ok((record.at, *header)),
+        _ => Err(damaged(place, FIRST_LINE, "the first entry is not that of a run's creation")),
     }
+}
+
+fn fill(summary: &mut RunSummary, path: &Path) -> Result<(), JournalError> {
+    let place = path.display().to_string();
+    let file = File::open(path).map_err(storage("open", path))?;
+    let length = file.metadata().map_err(storage("read", path))?.len();
+    let mut reader = BufReader::with_capacity(16 * 1024, &file);
+    let slots = read_head(&mut reader, &place)?;
+    let (created, header) = first_entry(reader, path, &place)?;
+    summary.created = Some(created);
+    describe(summary, header, &place)?;
     let head = slots.value;
     // At rest, the head tells the state of a run that is over. A run that is not over may block
     // others: it is read whatever its head says.
