@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::StepError;
+use crate::journal::Lease;
 use crate::names::{RunId, StepId};
 use crate::sealed::{SealedRef, SealedStorage};
 use crate::secret::{SecretRef, SecretString, Secrets};
@@ -283,4 +284,34 @@ impl Context {
     pub fn kind(&self) -> &str {
         &self.parts.kind
     }
+}
+
+tokio::task_local! {
+    /// The lease under which the present call is made.
+    pub(crate) static LEASE: Arc<Lease>;
+}
+
+/// Runs work that blocks, on a thread where it holds up nobody.
+///
+/// # Guarantees
+/// Such work cannot be cancelled: it goes on when the call that awaits it is given up, after its
+/// grace or with its driver. Called from a step, it keeps the run's lease until it returns, so
+/// that nobody resumes or undoes the step beside it.
+///
+/// # Errors
+/// What the work says; a panic in it is of class *unknown*.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+) -> Result<T, StepError> {
+    let lease = LEASE.try_with(Arc::clone).ok();
+    let work = move || {
+        let done = work();
+        drop(lease);
+        done
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(StepError::unknown("work on a thread of its own ended early")
+            .with_cause(&error)
+            .with_hint("this is a defect of the step kind: report it; `upgrade resume` goes on"))
+    })
 }

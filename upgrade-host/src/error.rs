@@ -3,6 +3,7 @@
 use std::io;
 
 use upgrade_core::context::Context;
+pub(crate) use upgrade_core::context::blocking;
 use upgrade_core::error::StepError;
 
 /// Classes an error of the file system: what a person must mend is permanent, the rest is worth
@@ -35,21 +36,4 @@ pub(crate) fn not_cancelled(cx: &Context) -> Result<(), StepError> {
 pub(crate) fn cancelled() -> StepError {
     StepError::transient("cancelled before it was done")
         .with_hint("run `upgrade resume` to go on, or `upgrade rollback` to put everything back")
-}
-
-/// Does blocking file work off the runtime's threads and waits for its end, so that nothing runs on
-/// behind the step's back.
-///
-/// # Errors
-/// What the work says; a panic in it is of class *unknown*.
-pub(crate) async fn blocking<T, F>(work: F) -> Result<T, StepError>
-where
-    T: Send + 'static,
-    F: FnOnce() -> Result<T, StepError> + Send + 'static,
-{
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-        Err(StepError::unknown("the file work ended abnormally")
-            .with_cause(&error)
-            .with_hint("this is a defect of the program: report it, then run `upgrade resume`"))
-    })
 }

@@ -16,7 +16,7 @@ use super::clock::Clock;
 use super::decide::Call;
 use super::observers::Observers;
 use super::state::{Run, StepRun};
-use crate::context::{Backend, Context, Direction, Parts, Progress};
+use crate::context::{Backend, Context, Direction, LEASE, Parts, Progress};
 use crate::entry::{Phase, Versioned};
 use crate::erased::{AnyPrepared, AnyStep};
 use crate::error::{CheckError, StepError};
@@ -207,9 +207,10 @@ impl Caller {
         };
         let lease = self.lease.clone();
         Ok(async move {
-            let ended = work.await;
-            drop(lease);
-            ended
+            match lease {
+                Some(lease) => LEASE.scope(lease, work).await,
+                None => work.await,
+            }
         })
     }
 

@@ -242,7 +242,7 @@ impl<'a> Driver<'a> {
             // No append is taken from a driver that lost its lease: calls need no further proof.
             self.flush().await?;
         }
-        if is_urgent(&self.run) {
+        if self.is_urgent() {
             self.flights.values().for_each(|flight| flight.cancelled.cancel());
         }
         for call in calls {
@@ -362,6 +362,12 @@ impl<'a> Driver<'a> {
         self.note(entry)
     }
 
+    /// Tells whether running steps are cancelled; past the pivot never: what cannot be undone is
+    /// better done than broken off.
+    fn is_urgent(&self) -> bool {
+        is_urgent(&self.run) && !is_past_pivot(&self.pipeline, &self.run)
+    }
+
     fn is_turning_away(&self) -> bool {
         self.run.state != RunState::Applying || self.run.failure.is_some() || self.run.hold.is_some()
     }
@@ -379,7 +385,7 @@ impl<'a> Driver<'a> {
         // Forward, only what may pass by itself is tried again; back, everything is, except a
         // foreign change, which no repetition mends.
         let worth_it = match direction {
-            Direction::Forward => error.class() == Class::Transient && !is_urgent(&self.run),
+            Direction::Forward => error.class() == Class::Transient && !self.is_urgent(),
             Direction::Back | Direction::Commit => error.as_conflict().is_none(),
         };
         let delay = retry.delay_after(failures + 1).filter(|_| worth_it);

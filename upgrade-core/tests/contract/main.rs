@@ -11,6 +11,7 @@ mod journal_failure;
 mod known_later;
 mod nothing_runs_on;
 mod one_driver;
+mod past_the_pivot;
 mod pivot;
 mod scripted;
 mod secrets;

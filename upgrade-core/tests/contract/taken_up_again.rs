@@ -1,18 +1,20 @@
-//! Points 7, 8, 11 and 13: what is taken up again is what was begun, and is judged as it was.
+//! Points 4, 7, 8, 11 and 13: what is taken up again is what was begun, and is judged as it was.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
+use upgrade_core::context::blocking;
 use upgrade_core::entry::{Cause, Demand};
 use upgrade_core::executor::{ExecutorError, Interrupt, Outcome, Report, RunOptions};
+use upgrade_core::journal::JournalError;
 use upgrade_core::names::LockName;
 use upgrade_core::pipeline::{Budget, CommitMode, GuardOptions, Pipeline};
 use upgrade_core::units::Span;
 use upgrade_core::verdict::Verdict;
 
-use crate::scripted::{Answers, Bench, Place, nap, passing, why};
+use crate::scripted::{Answers, Bench, Place, nap, passing, rollback, why};
 
 async fn run_detached(bench: &Bench, pipeline: &Pipeline) {
     let options = RunOptions { detach: true, ..RunOptions::default() };
@@ -123,4 +125,38 @@ async fn a_step_that_was_begun_is_not_adopted_as_another() {
         assert!(message.contains("`a`") && message.contains(how), "{message}");
     }
     assert_eq!(bench.count("prepare b"), 0);
+}
+
+#[tokio::test]
+async fn a_run_is_not_taken_up_beside_work_that_blocks_and_did_not_return() {
+    let bench = Bench::default();
+    let returned = Arc::new(AtomicBool::new(false));
+    let (says, asks) = (returned.clone(), returned.clone());
+    let a = bench
+        .step("a")
+        .applying(move |_| {
+            let says = says.clone();
+            blocking(move || {
+                std::thread::sleep(Duration::from_secs(2));
+                says.store(true, Ordering::SeqCst);
+                Ok(json!(null))
+            })
+        })
+        .rolling_back(move |_| {
+            assert!(asks.load(Ordering::SeqCst), "it is undone beside its own apply");
+            async { Ok(()) }
+        });
+    let impatient = Span::from_millis(50);
+    let pipeline = Pipeline::builder("p")
+        .step_with("a", a, |options| options.timeout(impatient).grace(impatient))
+        .build()
+        .unwrap();
+    let report = bench.run(&pipeline).await;
+    assert!(matches!(report.outcome, Outcome::Held { cause: Some(Cause::Unresponsive { .. }), .. }), "{report:?}");
+    let (options, interrupt) = (RunOptions::default(), Interrupt::new());
+    let refused = bench.executor().resume(&pipeline, &report.run, &options, &interrupt).await;
+    assert!(matches!(refused, Err(ExecutorError::Journal(JournalError::Held { .. }))), "{refused:?}");
+    tokio::time::sleep(Duration::from_millis(2200)).await;
+    let report = bench.take_up(&pipeline, rollback()).await;
+    assert!(matches!(report.outcome, Outcome::RolledBack { .. }), "{report:?}");
 }
