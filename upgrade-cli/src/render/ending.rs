@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use upgrade_core::entry::{Cause, Health};
 use upgrade_core::executor::{Outcome, Report};
+use upgrade_core::transition::RunState;
 
 use super::Title;
 use super::event::{clock, failed};
@@ -59,11 +60,12 @@ pub(crate) fn text(report: &Report, title: &Title, p: Palette) -> String {
         Outcome::Held { cause, state } => {
             let _ = write!(text, "{} {title} is held while {state}", p.careful("‖"));
             because(&mut text, cause.as_ref(), p);
-            write!(
-                text,
-                "\n  {} `upgrade resume {run}` goes on, `upgrade rollback {run}` puts everything back",
-                p.accent("hint:")
-            )
+            let next = match state {
+                RunState::Committing => format!("`upgrade resume {run}` goes on; past the commit there is no way back"),
+                RunState::RollingBack => format!("`upgrade resume {run}` goes on putting everything back"),
+                _ => format!("`upgrade resume {run}` goes on, `upgrade rollback {run}` puts everything back"),
+            };
+            write!(text, "\n  {} {next}", p.accent("hint:"))
         }
         Outcome::Probation { deadline } => {
             let _ = write!(text, "{} {title} is applied and verified, not yet committed", p.accent("●"));

@@ -28,7 +28,12 @@ impl Executor {
             run.damage.is_none() && run.pipeline.as_ref() == Some(&pipeline.name) && run.state.is_some_and(over)
         });
         for summary in earlier.take(RUNS) {
-            let run = Run::replay(self.journal.load(&summary.run).await?)?;
+            // An estimate is a courtesy: a run that cannot be read must not stand in the way of one.
+            let Ok(run) = self.journal.load(&summary.run).await.map_err(ExecutorError::from).and_then(Run::replay)
+            else {
+                tracing::debug!(run = %summary.run, "an earlier run cannot be read; it gives no estimate");
+                continue;
+            };
             for (id, step) in run.steps() {
                 apply.entry(id.clone()).or_default().extend(step.elapsed_ms());
                 undo.entry(id.clone()).or_default().extend(step.undo_elapsed_ms());

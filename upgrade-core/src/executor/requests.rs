@@ -30,7 +30,11 @@ pub(crate) fn refusal(pipeline: &Pipeline, run: &Run, demand: &Demand) -> Option
             }
         }
         Demand::Confirm { .. } => {
-            let probation = state == RunState::Probation || run.held_from == Some(RunState::Probation);
+            // A probation that is taken up again is verified first: it has its deadline already.
+            let probation = match run.held_from.unwrap_or(state) {
+                RunState::Verifying => run.deadline.is_some(),
+                state => state == RunState::Probation,
+            };
             (!probation).then(|| format!("the run is {state}, not in probation: there is nothing to commit yet"))
         }
         Demand::Resolve { step, .. } => match run.step_state(step) {

@@ -144,8 +144,8 @@ impl Run {
         let Entry::RunCreated(header) = &first.entry else {
             return Err(corrupt("?", 1, "the first entry does not create the run".into()));
         };
-        if header.format != ENTRY_FORMAT {
-            let reason = format!("its entries have format {}; this program reads {ENTRY_FORMAT}", header.format);
+        if header.format > ENTRY_FORMAT {
+            let reason = format!("its entries have format {}; this program reads up to {ENTRY_FORMAT}", header.format);
             return Err(corrupt(header.run.as_str(), 1, reason));
         }
         let mut run = Self::created(header, first.at);
@@ -282,7 +282,11 @@ impl Run {
             (from, RunState::Held) => self.held_from = Some(from),
             (RunState::Held, _) => {
                 self.held_from = None;
-                self.failure = None;
+                // A call that did not return kept the run from turning back: what asked for that
+                // still stands.
+                if !matches!(self.cause, Some(Cause::Unresponsive { .. })) {
+                    self.failure = None;
+                }
                 self.clock_started = at;
                 self.checks.retain(|_, verdict| matches!(verdict.status, Status::Pass | Status::Warn));
             }

@@ -171,7 +171,7 @@ fn as_yaml(document: &serde_json::Value) -> String {
 /// Returns the file without what makes one environment differ from another.
 fn base(document: &Node) -> serde_json::Value {
     let mut document = document.clone();
-    for key in ["environments", "environment", "vars", "to", "require_committed_in"] {
+    for key in ["environments", "environment", "to", "require_committed_in"] {
         document.take(key);
     }
     document.value()

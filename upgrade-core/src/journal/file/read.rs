@@ -42,7 +42,7 @@ pub(super) fn read_records(
         |line| {
             let record = line.record()?;
             if let (Entry::RunCreated(header), 0) = (&record.entry, record.seq) {
-                check_header(header, run.unwrap_or(&header.run), place).map_err(|error| {
+                check_header(header.format, &header.run, run.unwrap_or(&header.run), place).map_err(|error| {
                     let reason = error.to_string();
                     refused = Some(error);
                     reason
@@ -82,7 +82,9 @@ fn faults_of(file: &File, place: &str, run: &RunId) -> Result<Vec<Fault>, Journa
         |line: &Line<'_>| {
             let record = line.record()?;
             match (&record.entry, record.seq) {
-                (Entry::RunCreated(header), 0) => check_header(header, run, place).map_err(|error| error.to_string()),
+                (Entry::RunCreated(header), 0) => {
+                    check_header(header.format, &header.run, run, place).map_err(|error| error.to_string())
+                }
                 _ => Ok(()),
             }
         },

@@ -5,6 +5,9 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use jiff::Timestamp;
+use semver::Version;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::run::{is_adoption, state_of};
 use super::scan::{FIRST_LINE, damaged, read_head, scan, settled};
@@ -12,7 +15,7 @@ use super::storage;
 use crate::entry::{Entry, Header};
 use crate::journal::chain::Line;
 use crate::journal::{JournalError, RunSummary};
-use crate::names::RunId;
+use crate::names::{LockName, PipelineName, RunId};
 use crate::transition::RunState;
 
 /// The longest first record that is read for a list; it holds the whole pipeline.
@@ -54,21 +57,50 @@ pub(super) fn header(path: &Path, run: &RunId) -> Result<Header, JournalError> {
     let place = path.display().to_string();
     let mut reader = BufReader::with_capacity(16 * 1024, &file);
     read_head(&mut reader, &place)?;
-    first_entry(reader, path, &place).map(|(_, header)| header)
+    let (_, entry) = first_entry::<Entry>(reader, path, &place)?;
+    match entry {
+        Entry::RunCreated(header) => Ok(*header),
+        _ => Err(damaged(&place, FIRST_LINE, "the first entry is not that of a run's creation")),
+    }
 }
 
-fn first_entry(reader: impl BufRead, path: &Path, place: &str) -> Result<(Timestamp, Header), JournalError> {
+/// Reads of a run's first entry what a list shows, and skips the pipeline that it holds.
+#[derive(Deserialize)]
+struct Described {
+    r#type: String,
+    format: u32,
+    run: RunId,
+    pipeline: PipelineName,
+    environment: Option<String>,
+    from: Option<Version>,
+    to: Option<Version>,
+    locks: Vec<LockName>,
+    definition: Fingerprints,
+}
+
+#[derive(Deserialize)]
+struct Fingerprints {
+    fingerprint: String,
+    base_fingerprint: String,
+}
+
+fn first_entry<E: DeserializeOwned>(
+    reader: impl BufRead,
+    path: &Path,
+    place: &str,
+) -> Result<(Timestamp, E), JournalError> {
     let mut first = Vec::new();
     reader.take(LONGEST_HEADER).read_until(b'\n', &mut first).map_err(storage("read", path))?;
-    let record = first
+    let read = |line| {
+        let line = Line::read(line)?;
+        let entry = serde_json::from_str(line.entry).map_err(|error| format!("its entry cannot be read: {error}"))?;
+        Ok((line.at()?, entry))
+    };
+    first
         .strip_suffix(b"\n")
         .ok_or_else(|| "it is not terminated".to_owned())
-        .and_then(|line| Line::read(line)?.record())
-        .map_err(|reason| damaged(place, FIRST_LINE, reason))?;
-    match record.entry {
-        Entry::RunCreated(header) => Ok((record.at, *header)),
-        _ => Err(damaged(place, FIRST_LINE, "the first entry is not that of a run's creation")),
-    }
+        .and_then(read)
+        .map_err(|reason| damaged(place, FIRST_LINE, reason))
 }
 
 fn fill(summary: &mut RunSummary, path: &Path) -> Result<(), JournalError> {
@@ -77,9 +109,9 @@ fn fill(summary: &mut RunSummary, path: &Path) -> Result<(), JournalError> {
     let length = file.metadata().map_err(storage("read", path))?.len();
     let mut reader = BufReader::with_capacity(16 * 1024, &file);
     let slots = read_head(&mut reader, &place)?;
-    let (created, header) = first_entry(reader, path, &place)?;
+    let (created, described) = first_entry::<Described>(reader, path, &place)?;
     summary.created = Some(created);
-    describe(summary, header, &place)?;
+    describe(summary, described, &place)?;
     let head = slots.value;
     // At rest, the head tells the state of a run that is over. A run that is not over may block
     // others: it is read whatever its head says.
@@ -111,8 +143,11 @@ fn fill(summary: &mut RunSummary, path: &Path) -> Result<(), JournalError> {
     Ok(())
 }
 
-fn describe(summary: &mut RunSummary, header: Header, place: &str) -> Result<(), JournalError> {
-    check_header(&header, &summary.run, place)?;
+fn describe(summary: &mut RunSummary, header: Described, place: &str) -> Result<(), JournalError> {
+    if header.r#type != "run_created" {
+        return Err(damaged(place, FIRST_LINE, "the first entry is not that of a run's creation"));
+    }
+    check_header(header.format, &header.run, &summary.run, place)?;
     summary.pipeline = Some(header.pipeline);
     summary.environment = header.environment;
     summary.from = header.from;
@@ -124,16 +159,12 @@ fn describe(summary: &mut RunSummary, header: Header, place: &str) -> Result<(),
 }
 
 /// Checks that a run is the one that its file is named after, in a format that is known.
-pub(super) fn check_header(header: &Header, run: &RunId, place: &str) -> Result<(), JournalError> {
-    if header.run != *run {
-        return Err(damaged(place, FIRST_LINE, format!("it is the journal of run {}", header.run)));
+pub(super) fn check_header(format: u32, named: &RunId, run: &RunId, place: &str) -> Result<(), JournalError> {
+    if named != run {
+        return Err(damaged(place, FIRST_LINE, format!("it is the journal of run {named}")));
     }
-    if header.format > crate::entry::ENTRY_FORMAT {
-        return Err(JournalError::Format {
-            place: place.into(),
-            found: header.format,
-            known: crate::entry::ENTRY_FORMAT,
-        });
+    if format > crate::entry::ENTRY_FORMAT {
+        return Err(JournalError::Format { place: place.into(), found: format, known: crate::entry::ENTRY_FORMAT });
     }
     Ok(())
 }
