@@ -16,9 +16,9 @@ use upgrade_core::executor::{Executor, Interrupt, Outcome as Ending, RunOptions}
 use upgrade_core::journal::FileJournal;
 use upgrade_core::pipeline::Pipeline;
 
-const ROUNDS: usize = 31;
+const ROUNDS: usize = 15;
 const APPENDS: usize = 100;
-const SEQUENTIAL: usize = 100;
+const SEQUENTIAL: usize = 500;
 const ABREAST: usize = 2000;
 const WIDTH: usize = 100;
 

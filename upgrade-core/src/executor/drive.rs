@@ -255,6 +255,9 @@ impl<'a> Driver<'a> {
     }
 
     fn undo_estimate(&self) -> u64 {
+        if self.undo_estimates_ms.is_empty() {
+            return 0;
+        }
         let applied =
             self.run.steps.iter().filter(|(_, s)| matches!(s.state(), StepState::Prepared | StepState::Applied));
         applied.filter_map(|(id, _)| self.undo_estimates_ms.get(id)).sum()
