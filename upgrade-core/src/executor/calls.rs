@@ -29,6 +29,9 @@ use crate::transition::StepState;
 use crate::units::Span;
 use crate::verdict::{Status, Verdict};
 
+/// How long a pre-check that is asked again after a rollback may take to pass, at least.
+const RECOVERY: Span = Span::from_secs(10);
+
 /// How many unknown verdicts in a row are taken for an answer.
 const UNKNOWN_IN_A_ROW: u32 = 3;
 
@@ -275,10 +278,14 @@ impl Caller {
         run: &Run,
         cancelled: &CancellationToken,
     ) -> Result<Pending, StepError> {
-        let node = self
+        let mut node = self
             .find_check(phase, id)
             .ok_or_else(|| StepError::permanent(format!("the pipeline has no {phase} `{id}`")))?
             .clone();
+        // Written for a service that runs; what the undo has just started may not answer yet.
+        if *phase == Phase::RollbackVerify && self.pipeline.rollback_verify.is_none() {
+            node.policy.within = node.policy.within.max(RECOVERY);
+        }
         let ask = Ask::new(self, node, phase, run, cancelled)?;
         Ok(Box::pin(async move { Ended::Checked(ask.until_answered().await) }))
     }

@@ -123,6 +123,16 @@ async fn restored_and_restored_but_unhealthy_are_different_outcomes() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pre_check_asked_again_after_a_rollback_is_given_a_moment() {
+    let bench = Bench::default();
+    // The service that the undo has started answers at the third question.
+    let answer = |asked| if asked == 1 || asked > 3 { Verdict::pass("well") } else { Verdict::fail("refused") };
+    let builder = Pipeline::builder("p").check("up", Answers::new(answer)).step("a", bench.step("a"));
+    let report = bench.run(&builder.verify("no", failing()).build().unwrap()).await;
+    assert!(matches!(report.outcome, Outcome::RolledBack { health: Health::Restored, .. }), "{report:?}");
+}
+
 /// Writes format 2, and has written format 1: a bare text.
 struct Grown;
 
