@@ -292,7 +292,14 @@ fn mistake(node: &Node, outer: &Place, error: MakeError) -> Mistake {
         message.contains("expected a string") && matches!(at.content, Content::Number(..) | Content::Bool(_));
     let mut mistake = Mistake::new(plainly(&message), place.clone());
     mistake.hidden = message.starts_with("a secret ");
-    if number_for_text { mistake.with_help("put it in quotes, and it is a text") } else { mistake }
+    if number_for_text {
+        mistake.with_help("put it in quotes, and it is a text")
+    } else if message.ends_with("expected map with a single key") {
+        mistake
+            .with_help("an environment takes a key of the file away with null: `{ after: null, confirm_within: 10m }`")
+    } else {
+        mistake
+    }
 }
 
 /// Says in the file's own words what serde says in Rust's.
@@ -301,13 +308,16 @@ fn plainly(message: &str) -> String {
     let Some((found, expected)) = said.and_then(|said| said.rsplit_once(", expected ")) else {
         return message.to_owned();
     };
+    if (found, expected) == ("map", "map with a single key") {
+        return "exactly one key is expected in this mapping".to_owned();
+    }
     let expected = match expected {
         "a string" | "string" => "a text",
         "a boolean" => "true or false",
         "a sequence" => "a list",
         "a map" => "a mapping",
-        "a nonzero u32" => "a whole number from 1 on",
         "map with a single key" => "a mapping with one key",
+        "a nonzero u32" => "a whole number from 1 on",
         "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number that is not negative",
         "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
         "f32" | "f64" => "a number",
