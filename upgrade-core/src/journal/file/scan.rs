@@ -178,7 +178,13 @@ pub(super) fn scan<T>(
         let below = position < head.length;
         if below && matches!(first, None | Some(0)) {
             let missing = head.entries.saturating_sub(seq);
-            report(line, format!("the file ends here, and {missing} more entries are known to have been written"))?;
+            let what = match missing {
+                0 => "the file ends here, before the end that its head names".to_owned(),
+                more => {
+                    format!("the file ends here, and entries are missing that are known to have been written: {more}")
+                }
+            };
+            report(line, what)?;
             break;
         }
         if first.is_none() {
