@@ -93,8 +93,8 @@ impl StepError {
     pub fn conflict(conflict: Conflict) -> Self {
         let mut error = Self::permanent(conflict.to_string());
         error.0.hint = Some(format!(
-            "look at {}: keep the change and resolve with --skip, or put back what was found and --retry; \
-             `on_conflict: overwrite` on the step lets it win",
+            "look at {}: make it as found or as intended and resolve with --retry, or keep the change and resolve \
+             with --skip; `on_conflict: overwrite` on the step lets later runs win",
             conflict.subject
         ));
         error.0.conflict = Some(conflict);

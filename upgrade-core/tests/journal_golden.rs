@@ -29,7 +29,10 @@ fn entries() -> Vec<Entry> {
     let verdict =
         Verdict::warn("nearly full").with_measurement("free_share", 0.1).with_fact("path", "/srv").with_hint("…");
     let conflict = Conflict { subject: "x".into(), found: "a".into(), intended: "b".into(), present: "c".into() };
-    let error = StepError::conflict(conflict).with_detail("line\n\u{1F980}");
+    let error = StepError::conflict(conflict).with_detail("line\n\u{1F980}").with_hint(
+        "look at x: keep the change and resolve with --skip, or put back what was found and --retry; \
+         `on_conflict: overwrite` on the step lets it win",
+    );
     let Entry::RunCreated(header) = created(&run, "golden") else { panic!("a header") };
     let definition = Box::new(header.definition.clone());
     let request = Request {

@@ -14,8 +14,12 @@ pub(crate) fn refusal(pipeline: &Pipeline, run: &Run, demand: &Demand) -> Option
         return Some(format!("the run is {state}: there is nothing more to do"));
     }
     match demand {
-        Demand::Stop { .. } => (state == RunState::Stuck).then(|| "the run is stuck: decide with `resolve`".to_owned()),
-        Demand::Resume => (state == RunState::Stuck).then(|| "the run is stuck: decide with `resolve`".to_owned()),
+        Demand::Stop { .. } => (state == RunState::Stuck).then(|| {
+            "the run is stuck: decide about the steps whose undo failed with `upgrade resolve RUN STEP`".to_owned()
+        }),
+        Demand::Resume => (state == RunState::Stuck).then(|| {
+            "the run is stuck: decide about the steps whose undo failed with `upgrade resolve RUN STEP`".to_owned()
+        }),
         Demand::Rollback { .. } => {
             let committing = state == RunState::Committing || run.held_from == Some(RunState::Committing);
             if committing {
@@ -24,7 +28,7 @@ pub(crate) fn refusal(pipeline: &Pipeline, run: &Run, demand: &Demand) -> Option
                 let pivot = pipeline.graph.pivot().map_or("?", StepId::as_str);
                 Some(format!("the run is past its pivot `{pivot}`, which cannot be undone: only forward is left"))
             } else if state == RunState::Stuck {
-                Some("the run is rolling back and stuck: decide with `resolve`".to_owned())
+                Some("the run is rolling back and stuck: decide about the steps whose undo failed with `upgrade resolve RUN STEP`".to_owned())
             } else {
                 None
             }
