@@ -238,7 +238,7 @@ fn unit(session: &Session) -> Result<String> {
          \n\
          [Service]\n\
          ExecStart={command} --state-dir {state} watch\n\
-         Restart=on-failure\n\
+         Restart=always\n\
          RestartSec=5\n\
          \n\
          [Install]\n\
