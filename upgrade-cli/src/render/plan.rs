@@ -124,6 +124,17 @@ fn summary(plan: &Plan, p: Palette) -> String {
         Some(pivot) => text += &format!("{} reversible up to `{pivot}`\n", p.careful("!")),
         None => text += "every step can be undone until the commit\n",
     }
+    for step in &plan.steps {
+        if let PlannedEffect::Failed { after: Some(_), .. } = &step.effect {
+            let id = &step.id;
+            let _ = writeln!(
+                text,
+                "{} as things are now, `{id}` would fail and all before it be undone: mend it first, unless a step \
+                 before it does",
+                p.careful("!")
+            );
+        }
+    }
     for (step, lost) in &plan.undo_loses {
         let _ = writeln!(text, "{} undoing `{step}` would lose: {}", p.careful("!"), harmless(lost));
     }
