@@ -26,9 +26,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -156,6 +156,7 @@ impl Journal for FileJournal {
                         directory: self.directory.clone(),
                         runs: Mutex::default(),
                         failed: AtomicBool::new(false),
+                        usual: AtomicU64::new(u64::MAX),
                         locks,
                     };
                     return Ok(Lease::new(names, epoch, Box::new(FileHold(Arc::new(driver)))));
@@ -185,10 +186,17 @@ impl Journal for FileJournal {
             .map(|hold| hold.0.clone())
             .ok_or_else(|| JournalError::LeaseLost { reason: "it is a lease of another journal".into() })?;
         let (run, path, entries) = (run.clone(), self.run_path(run), entries.to_vec());
-        let append = move || driver.append(&path, &run, at, entries);
-        // A worker may make room for the others and stay: handing the work to another thread and
-        // back costs as much as the sync itself on a fast disk.
+        let usual = driver.usual.load(Ordering::Relaxed);
+        let append = move || {
+            let began = Instant::now();
+            let appended = driver.append(&path, &run, at, entries);
+            driver.took(began.elapsed());
+            appended
+        };
+        // On a fast disk the append is no longer than a task may hold its thread, and handing it,
+        // or what else that thread had to do, to another one costs several times as much.
         match tokio::runtime::Handle::current().runtime_flavor() {
+            _ if usual < SHORT => append(),
             RuntimeFlavor::MultiThread => tokio::task::block_in_place(append),
             _ => off_thread(append).await?,
         }
@@ -253,11 +261,17 @@ impl Journal for FileJournal {
     }
 }
 
+/// How long an append may usually take to be made where it is asked for, in nanoseconds: what a
+/// task may do between two awaits without holding others up.
+const SHORT: u64 = 100_000;
+
 /// Holds all that a driver has open; dropped, its files are at rest and its locks free.
 struct Driver {
     directory: PathBuf,
     runs: Mutex<BTreeMap<RunId, RunFile>>,
     failed: AtomicBool,
+    /// How long an append has usually taken of late, in nanoseconds.
+    usual: AtomicU64,
     // Last: whoever gets the locks next finds the files of the runs closed.
     locks: Locks,
 }
@@ -265,6 +279,16 @@ struct Driver {
 struct FileHold(Arc<Driver>);
 
 impl Driver {
+    /// Takes the duration of an append into what is usual.
+    fn took(&self, elapsed: Duration) {
+        let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        let usual = match self.usual.load(Ordering::Relaxed) {
+            u64::MAX => elapsed,
+            usual => usual - usual / 4 + elapsed / 4,
+        };
+        self.usual.store(usual, Ordering::Relaxed);
+    }
+
     fn append(&self, path: &Path, run: &RunId, at: Seq, entries: Vec<Entry>) -> Result<Vec<Record>, JournalError> {
         // Appends of one lease wait for each other here; a panic in one leaves `failed` set.
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
