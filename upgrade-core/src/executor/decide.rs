@@ -132,10 +132,11 @@ pub fn decide(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Dec
 
 /// Tells whether an irreversible step has begun: from there on the run only goes forward.
 pub fn is_past_pivot(pipeline: &Pipeline, run: &Run) -> bool {
-    pipeline.steps.values().any(|node| {
-        node.irreversible_reason().is_some()
-            && matches!(run.step_state(&node.id), StepState::Prepared | StepState::Applied | StepState::Committed)
-    })
+    pipeline.graph.pivot().is_some()
+        && pipeline.steps.values().any(|node| {
+            node.irreversible_reason().is_some()
+                && matches!(run.step_state(&node.id), StepState::Prepared | StepState::Applied | StepState::Committed)
+        })
 }
 
 /// Tells whether running steps should be cancelled instead of awaited.

@@ -90,6 +90,34 @@ async fn an_apply_that_does_not_return_holds_the_run_and_nothing_is_undone_besid
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rollback_that_an_unresponsive_call_kept_from_beginning_is_made_up_for() {
+    let bench = Bench::default();
+    let first = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let deaf = bench.step("a").applying(move |_| {
+        let first = first.swap(false, std::sync::atomic::Ordering::SeqCst);
+        async move {
+            if first {
+                nap(3_600_000).await;
+            }
+            Ok(json!(null))
+        }
+    });
+    let pipeline =
+        Pipeline::builder("p").step_with("a", deaf, |options| options.grace(Span::from_secs(2))).build().unwrap();
+    let interrupt = Interrupt::new();
+    let (executor, options) = (bench.executor(), RunOptions::default());
+    let (report, ()) = tokio::join!(executor.run(&pipeline, &options, &interrupt), async {
+        nap(1_000).await;
+        interrupt.cancel();
+    });
+    let outcome = report.unwrap().outcome;
+    assert!(matches!(outcome, Outcome::Held { cause: Some(Cause::Unresponsive { .. }), .. }), "{outcome:?}");
+    // Somebody asked for the way back: going on does not forget it.
+    let outcome = bench.resume(&pipeline).await.unwrap().outcome;
+    assert!(matches!(outcome, Outcome::RolledBack { cause: Some(Cause::Operator { .. }), .. }), "{outcome:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn when_a_step_fails_its_siblings_finish_first_and_no_new_step_starts() {
     let bench = Bench::default();
     let fails = bench.step("fails").applying(|_| async { Err(StepError::permanent("seeded")) });
