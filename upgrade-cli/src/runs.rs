@@ -31,15 +31,17 @@ fn pick(mut runs: Vec<RunSummary>, wanted: Option<&str>, default: Default) -> Re
         };
     };
     let lower = wanted.to_ascii_lowercase();
-    runs.retain(|run| run.run.as_str().starts_with(&lower));
+    // An empty text, as an unset variable leaves it, is the start of every name and means none.
+    runs.retain(|run| !lower.is_empty() && run.run.as_str().starts_with(&lower));
+    if let Some(whole) = runs.iter().position(|run| run.run.as_str() == lower) {
+        return Ok(runs.remove(whole));
+    }
     match runs.len() {
         0 => {
             Err(Failure::usage(format!("no run's id starts with `{wanted}`"))
                 .with_hint("`upgrade history` lists the runs"))
         }
         1 => Ok(runs.remove(0)),
-        // A whole id may be the start of another only for names that this program did not make.
-        _ if runs.iter().any(|run| run.run.as_str() == lower) => Ok(runs.remove(0)),
         count => {
             let ids: Vec<_> = runs.iter().map(|run| run.run.as_str()).collect();
             Err(Failure::usage(format!("`{wanted}` is the start of {count} runs: {}", ids.join(", ")))

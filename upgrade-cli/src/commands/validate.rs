@@ -27,7 +27,12 @@ impl Validate {
         let pipeline = session.load(&self.pipeline)?;
         let steps = pipeline.graph().order();
         let file = self.pipeline.file.display();
-        session.console.line(format_args!("{file}: {} is valid, {} steps", Title::from(&pipeline), steps.len()))?;
+        let plural = if steps.len() == 1 { "" } else { "s" };
+        session.console.line(format_args!(
+            "{file}: {} is valid, {} step{plural}",
+            Title::from(&pipeline),
+            steps.len()
+        ))?;
         let object = json!({
             "outcome": "valid",
             "pipeline": pipeline.name(),
