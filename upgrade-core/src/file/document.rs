@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::context::OnConflict;
@@ -13,13 +13,12 @@ use crate::units::Span;
 use crate::verdict::Limit;
 
 // Lists and what `with` holds are read one by one, so that each can be wrong for itself; here
-// they only have to be known.
+// they only have to be known. Written as well as read, so that every key counts as used.
 
 /// The upgrade of one system: checks, steps and guards, from one version to another.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Upgrade pipeline")]
-#[allow(dead_code)]
 pub(super) struct Document {
     /// What is upgraded.
     pub(super) upgrade: String,
@@ -77,9 +76,8 @@ pub(super) struct Document {
 }
 
 /// A target: its kind and configuration.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code)]
 pub(super) struct TargetItem {
     /// The kind.
     pub(super) uses: String,
@@ -88,9 +86,8 @@ pub(super) struct TargetItem {
 }
 
 /// How the present version is read.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code)]
 pub(super) struct PresentItem {
     /// The kind of check.
     pub(super) uses: String,
@@ -101,9 +98,8 @@ pub(super) struct PresentItem {
 }
 
 /// A version that something else must have.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code)]
 pub(super) struct RequiresItem {
     /// What must have the version.
     pub(super) name: String,
@@ -118,9 +114,8 @@ pub(super) struct RequiresItem {
 }
 
 /// A check: a question with a verdict.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code)]
 pub(super) struct CheckItem {
     /// The check's name; its kind if nothing is said.
     pub(super) id: Option<String>,
@@ -139,9 +134,8 @@ pub(super) struct CheckItem {
 }
 
 /// A guard: a check repeated while the run goes on.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code)]
 pub(super) struct GuardItem {
     /// The guard's name; its kind if nothing is said.
     pub(super) id: Option<String>,
@@ -168,9 +162,8 @@ pub(super) struct GuardItem {
 }
 
 /// A step: one change.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code)]
 pub(super) struct StepItem {
     /// The step's name.
     pub(super) id: String,
@@ -206,7 +199,7 @@ pub(super) struct StepItem {
 }
 
 /// How often and how quickly is tried again.
-#[derive(Deserialize, JsonSchema, Clone, Copy)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RetryItem {
     /// How often the call is made, the first time included.
@@ -218,7 +211,7 @@ pub(super) struct RetryItem {
 }
 
 /// One name or several.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Names {
     One(String),
