@@ -7,10 +7,75 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use crate::entry::{Entry, Record, Request};
+use crate::entry::{Entry, Header, Record, Request};
 use crate::journal::{Journal, JournalError, Lease, RunSummary};
 use crate::names::{LockName, RunId, Seq};
 use crate::sealed::SealedStorage;
+
+/// Does something else than a journal does at its appends, and the same at all other calls.
+#[async_trait]
+pub trait AppendThrough: Send + Sync + 'static {
+    /// Returns the journal that answers all other calls.
+    fn inner(&self) -> &dyn Journal;
+
+    /// Appends, or fails to: what [`Journal::append`] is called for.
+    async fn append_through(
+        &self,
+        lease: &Lease,
+        run: &RunId,
+        at: Seq,
+        entries: &[Entry],
+    ) -> Result<Vec<Record>, JournalError>;
+}
+
+#[async_trait]
+impl<J: AppendThrough> Journal for J {
+    async fn acquire(&self, locks: &[LockName], patience: Duration) -> Result<Lease, JournalError> {
+        self.inner().acquire(locks, patience).await
+    }
+
+    async fn append(
+        &self,
+        lease: &Lease,
+        run: &RunId,
+        at: Seq,
+        entries: &[Entry],
+    ) -> Result<Vec<Record>, JournalError> {
+        self.append_through(lease, run, at, entries).await
+    }
+
+    async fn load(&self, run: &RunId) -> Result<Vec<Record>, JournalError> {
+        self.inner().load(run).await
+    }
+
+    async fn header(&self, run: &RunId) -> Result<Header, JournalError> {
+        self.inner().header(run).await
+    }
+
+    async fn runs(&self) -> Result<Vec<RunSummary>, JournalError> {
+        self.inner().runs().await
+    }
+
+    async fn post(&self, run: &RunId, request: &Request) -> Result<(), JournalError> {
+        self.inner().post(run, request).await
+    }
+
+    async fn requests(&self, run: &RunId) -> Result<Vec<Request>, JournalError> {
+        self.inner().requests(run).await
+    }
+
+    async fn withdraw(&self, run: &RunId, id: &str) -> Result<(), JournalError> {
+        self.inner().withdraw(run, id).await
+    }
+
+    async fn sealed(&self, run: &RunId) -> Result<Arc<dyn SealedStorage>, JournalError> {
+        self.inner().sealed(run).await
+    }
+
+    fn home(&self) -> Option<LockName> {
+        self.inner().home()
+    }
+}
 
 /// Says on which side of its durability an append dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +118,12 @@ fn without_undo(entries: &[Entry]) -> Vec<Entry> {
 }
 
 #[async_trait]
-impl Journal for Dying {
-    async fn acquire(&self, locks: &[LockName], patience: Duration) -> Result<Lease, JournalError> {
-        self.inner.acquire(locks, patience).await
+impl AppendThrough for Dying {
+    fn inner(&self) -> &dyn Journal {
+        &*self.inner
     }
 
-    async fn append(
+    async fn append_through(
         &self,
         lease: &Lease,
         run: &RunId,
@@ -75,33 +140,5 @@ impl Journal for Dying {
             return self.die().await;
         }
         Ok(records)
-    }
-
-    async fn load(&self, run: &RunId) -> Result<Vec<Record>, JournalError> {
-        self.inner.load(run).await
-    }
-
-    async fn runs(&self) -> Result<Vec<RunSummary>, JournalError> {
-        self.inner.runs().await
-    }
-
-    async fn post(&self, run: &RunId, request: &Request) -> Result<(), JournalError> {
-        self.inner.post(run, request).await
-    }
-
-    async fn requests(&self, run: &RunId) -> Result<Vec<Request>, JournalError> {
-        self.inner.requests(run).await
-    }
-
-    async fn withdraw(&self, run: &RunId, id: &str) -> Result<(), JournalError> {
-        self.inner.withdraw(run, id).await
-    }
-
-    async fn sealed(&self, run: &RunId) -> Result<Arc<dyn SealedStorage>, JournalError> {
-        self.inner.sealed(run).await
-    }
-
-    fn home(&self) -> Option<LockName> {
-        self.inner.home()
     }
 }

@@ -10,6 +10,7 @@ pub mod toy;
 mod tree;
 
 pub use context::TestContext;
+pub use journals::AppendThrough;
 pub use mutation::Mutation;
 pub use order::order_violations;
 pub use sweep::{Scenario, Sweep, SweepFailure, SweepReport};

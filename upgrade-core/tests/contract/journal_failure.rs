@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use upgrade_core::entry::{Entry, Record, Request};
+use upgrade_core::entry::{Entry, Record};
 use upgrade_core::executor::decide::{Circumstances, decide};
 use upgrade_core::executor::state::Run;
 use upgrade_core::executor::{Executor, ExecutorError, Interrupt, Outcome, RunOptions};
-use upgrade_core::journal::{Journal, JournalError, Lease, MemoryJournal, RunSummary};
-use upgrade_core::names::{LockName, RunId, Seq};
+use upgrade_core::journal::{Journal, JournalError, Lease, MemoryJournal};
+use upgrade_core::names::{RunId, Seq};
 use upgrade_core::pipeline::Pipeline;
-use upgrade_core::sealed::SealedStorage;
+use upgrade_core::testkit::AppendThrough;
 use upgrade_core::testkit::toy::{SetText, TextIs, ToyWorld};
 
 use crate::scripted::{Bench, failing, nap};
@@ -39,11 +39,12 @@ impl Full {
 }
 
 #[async_trait]
-impl Journal for Full {
-    async fn acquire(&self, locks: &[LockName], patience: Duration) -> Result<Lease, JournalError> {
-        self.inner.acquire(locks, patience).await
+impl AppendThrough for Full {
+    fn inner(&self) -> &dyn Journal {
+        &*self.inner
     }
-    async fn append(
+
+    async fn append_through(
         &self,
         lease: &Lease,
         run: &RunId,
@@ -60,27 +61,6 @@ impl Journal for Full {
         }
         let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
         Err(JournalError::Storage { action: "write", path: "journal".into(), source })
-    }
-    async fn load(&self, run: &RunId) -> Result<Vec<Record>, JournalError> {
-        self.inner.load(run).await
-    }
-    async fn runs(&self) -> Result<Vec<RunSummary>, JournalError> {
-        self.inner.runs().await
-    }
-    async fn post(&self, run: &RunId, request: &Request) -> Result<(), JournalError> {
-        self.inner.post(run, request).await
-    }
-    async fn requests(&self, run: &RunId) -> Result<Vec<Request>, JournalError> {
-        self.inner.requests(run).await
-    }
-    async fn withdraw(&self, run: &RunId, id: &str) -> Result<(), JournalError> {
-        self.inner.withdraw(run, id).await
-    }
-    async fn sealed(&self, run: &RunId) -> Result<Arc<dyn SealedStorage>, JournalError> {
-        self.inner.sealed(run).await
-    }
-    fn home(&self) -> Option<LockName> {
-        self.inner.home()
     }
 }
 

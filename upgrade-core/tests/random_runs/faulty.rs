@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
-use upgrade_core::entry::{Entry, Record, Request};
-use upgrade_core::journal::{Journal, JournalError, Lease, MemoryJournal, RunSummary};
-use upgrade_core::names::{LockName, RunId, Seq};
-use upgrade_core::sealed::SealedStorage;
+use upgrade_core::entry::{Entry, Record};
+use upgrade_core::journal::{Journal, JournalError, Lease, MemoryJournal};
+use upgrade_core::names::{RunId, Seq};
+use upgrade_core::testkit::AppendThrough;
 
 /// What happens at the chosen append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +36,12 @@ impl Faulty {
 }
 
 #[async_trait]
-impl Journal for Faulty {
-    async fn acquire(&self, locks: &[LockName], patience: Duration) -> Result<Lease, JournalError> {
-        self.inner.acquire(locks, patience).await
+impl AppendThrough for Faulty {
+    fn inner(&self) -> &dyn Journal {
+        &self.inner
     }
 
-    async fn append(
+    async fn append_through(
         &self,
         lease: &Lease,
         run: &RunId,
@@ -70,33 +69,5 @@ impl Journal for Faulty {
             }
             _ => Ok(kept),
         }
-    }
-
-    async fn load(&self, run: &RunId) -> Result<Vec<Record>, JournalError> {
-        self.inner.load(run).await
-    }
-
-    async fn runs(&self) -> Result<Vec<RunSummary>, JournalError> {
-        self.inner.runs().await
-    }
-
-    async fn post(&self, run: &RunId, request: &Request) -> Result<(), JournalError> {
-        self.inner.post(run, request).await
-    }
-
-    async fn requests(&self, run: &RunId) -> Result<Vec<Request>, JournalError> {
-        self.inner.requests(run).await
-    }
-
-    async fn withdraw(&self, run: &RunId, id: &str) -> Result<(), JournalError> {
-        self.inner.withdraw(run, id).await
-    }
-
-    async fn sealed(&self, run: &RunId) -> Result<Arc<dyn SealedStorage>, JournalError> {
-        self.inner.sealed(run).await
-    }
-
-    fn home(&self) -> Option<LockName> {
-        self.inner.home()
     }
 }
