@@ -1,8 +1,12 @@
 //! Which run is meant: the latest, or the one whose id starts so.
 
-use upgrade_core::journal::{Journal, RunSummary};
+use std::sync::Arc;
+
+use upgrade_core::journal::{FileJournal, Journal, RunSummary};
 
 use crate::failure::{Failure, Result};
+use crate::recorded::Recorded;
+use crate::session::Session;
 
 /// Says which runs a command without RUN looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +20,14 @@ pub(crate) enum Default {
 /// Chooses a run of the journal.
 pub(crate) async fn choose(journal: &dyn Journal, wanted: Option<&str>, default: Default) -> Result<RunSummary> {
     pick(journal.runs().await?, wanted, default)
+}
+
+/// Finds the run that a person means, the latest open one if they name none, with what its journal says.
+pub(crate) async fn open_run(session: &Session, wanted: Option<&str>) -> Result<(Arc<FileJournal>, Recorded)> {
+    let journal = session.journal_with_runs()?;
+    let chosen = choose(&*journal, wanted, Default::LatestOpen).await?;
+    let recorded = Recorded::load(&*journal, &chosen.run).await?;
+    Ok((journal, recorded))
 }
 
 fn pick(mut runs: Vec<RunSummary>, wanted: Option<&str>, default: Default) -> Result<RunSummary> {

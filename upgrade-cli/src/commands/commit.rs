@@ -7,8 +7,7 @@ use crate::arguments::OpenSelector;
 use crate::asking::ask;
 use crate::exit::Asked;
 use crate::failure::Result;
-use crate::recorded::Recorded;
-use crate::runs::{Default, choose};
+use crate::runs::open_run;
 use crate::session::{Ending, Session, drive};
 
 const EXAMPLES: &str = "\
@@ -33,9 +32,7 @@ pub(crate) struct Commit {
 impl Commit {
     pub(crate) fn execute(self, session: &Session) -> Result<Ending> {
         drive(async {
-            let journal = session.journal_with_runs()?;
-            let chosen = choose(&*journal, self.selector.run.as_deref(), Default::LatestOpen).await?;
-            let recorded = Recorded::load(&*journal, &chosen.run).await?;
+            let (journal, recorded) = open_run(session, self.selector.run.as_deref()).await?;
             let demand = Demand::Confirm { reason: self.reason };
             ask(session, journal, &recorded, demand, Asked::Upgrade, self.detach).await
         })

@@ -7,8 +7,7 @@ use upgrade_core::names::StepId;
 use crate::asking::ask;
 use crate::exit::Asked;
 use crate::failure::{Failure, Result};
-use crate::recorded::Recorded;
-use crate::runs::{Default, choose};
+use crate::runs::open_run;
 use crate::session::{Ending, Session, drive};
 
 const EXAMPLES: &str = "\
@@ -66,9 +65,7 @@ impl Decision {
 impl Resolve {
     pub(crate) fn execute(self, session: &Session) -> Result<Ending> {
         drive(async {
-            let journal = session.journal_with_runs()?;
-            let chosen = choose(&*journal, Some(&self.run), Default::LatestOpen).await?;
-            let recorded = Recorded::load(&*journal, &chosen.run).await?;
+            let (journal, recorded) = open_run(session, Some(&self.run)).await?;
             let resolution = self.decision.resolution();
             let question = || format!("leave `{}`, and what it needs, as it is: never to be put back?", self.step);
             if resolution == Resolution::Abandon && !session.console.confirm(&question())? {

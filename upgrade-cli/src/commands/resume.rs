@@ -10,9 +10,8 @@ use upgrade_core::units::Span;
 use crate::arguments::{OpenSelector, Overlay};
 use crate::exit::Asked;
 use crate::failure::{Failure, Result};
-use crate::recorded::Recorded;
 use crate::render::Title;
-use crate::runs::{Default, choose};
+use crate::runs::open_run;
 use crate::session::{Ending, Session, base_dir, drive, load};
 
 const EXAMPLES: &str = "\
@@ -58,15 +57,13 @@ impl Resume {
             adopt: self.adopt,
         };
         drive(async {
-            let journal = session.journal_with_runs()?;
-            let chosen = choose(&*journal, self.selector.run.as_deref(), Default::LatestOpen).await?;
-            let recorded = Recorded::load(&*journal, &chosen.run).await?;
+            let (journal, recorded) = open_run(session, self.selector.run.as_deref()).await?;
             let (pipeline, base) = match &self.file {
                 Some(file) => (load(file, &self.overlay.load_options())?, base_dir(file).to_owned()),
                 None => (recorded.pipeline()?, recorded.base_dir()),
             };
             let driver = session.driver(journal, &base)?;
-            let report = driver.executor.resume(&pipeline, &chosen.run, &options, &driver.interrupt).await;
+            let report = driver.executor.resume(&pipeline, recorded.run.id(), &options, &driver.interrupt).await;
             let report = driver.finish(report)?;
             session.end(&report, &Title::from(recorded.run.header()), Asked::Upgrade)
         })

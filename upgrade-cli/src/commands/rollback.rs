@@ -8,9 +8,8 @@ use crate::arguments::OpenSelector;
 use crate::asking::ask;
 use crate::exit::Asked;
 use crate::failure::{Failure, Result};
-use crate::recorded::Recorded;
 use crate::render::Title;
-use crate::runs::{Default, choose};
+use crate::runs::open_run;
 use crate::session::{Ending, Session, drive};
 
 const EXAMPLES: &str = "\
@@ -38,9 +37,7 @@ pub(crate) struct Rollback {
 impl Rollback {
     pub(crate) fn execute(self, session: &Session) -> Result<Ending> {
         drive(async {
-            let journal = session.journal_with_runs()?;
-            let chosen = choose(&*journal, self.selector.run.as_deref(), Default::LatestOpen).await?;
-            let recorded = Recorded::load(&*journal, &chosen.run).await?;
+            let (journal, recorded) = open_run(session, self.selector.run.as_deref()).await?;
             let finished = recorded.run.state() == RunState::Probation;
             let question = || format!("take back {}, which is applied and in use?", Title::from(recorded.run.header()));
             if finished && !session.console.confirm(&question())? {
