@@ -141,8 +141,8 @@ fn a_stuck_upgrade_tells_and_keeps_no_secret() {
     let before = places(&world);
     world.upgrade(&["run", "upgrade.yaml", "-v"]).exits(5);
     world.ask();
-    world.upgrade(&["resolve", "", "command", "--retry", "--reason", "again", "-v"]).exits(5);
-    world.upgrade(&["resolve", "", "command", "--skip", "--reason", "by hand", "-v"]);
+    world.upgrade(&["resolve", "0", "command", "--retry", "--reason", "again", "-v"]).exits(5);
+    world.upgrade(&["resolve", "0", "command", "--skip", "--reason", "by hand", "-v"]);
     world.ask();
     world.seals_nothing();
     assert_eq!(places(&world), before);
