@@ -61,7 +61,9 @@ pub mod step;
 pub mod target;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+pub mod text_or_secret;
 pub mod transition;
+pub mod tunnel;
 pub mod units;
 pub mod verdict;
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::check::Check;
 use crate::erased::AnyStep;
 use crate::target::Target;
+use crate::tunnel::Tunnel;
 
 /// Says why a kind cannot be made from its configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +53,7 @@ impl BuildError {
 pub struct AnyTarget {
     pub(crate) target: Arc<dyn Target>,
     pub(crate) value: Arc<dyn Any + Send + Sync>,
+    pub(crate) tunnel: Option<Arc<dyn Tunnel>>,
     pub(crate) kind: String,
 }
 
@@ -59,7 +61,13 @@ impl AnyTarget {
     /// Takes a target of an adapter.
     pub fn new<T: Target>(kind: impl Into<String>, target: T) -> Self {
         let target = Arc::new(target);
-        Self { target: target.clone(), value: target, kind: kind.into() }
+        Self { target: target.clone(), value: target, tunnel: None, kind: kind.into() }
+    }
+
+    /// Takes a target of an adapter through which others are reached.
+    pub fn tunnel<T: Target + Tunnel>(kind: impl Into<String>, target: T) -> Self {
+        let target = Arc::new(target);
+        Self { target: target.clone(), value: target.clone(), tunnel: Some(target), kind: kind.into() }
     }
 }
 
@@ -98,23 +106,46 @@ impl BuildContext {
         self.to.as_ref()
     }
 
+    /// Adds a target under the name that steps and checks know it by.
+    #[must_use]
+    pub fn with_target(mut self, name: impl Into<String>, target: AnyTarget) -> Self {
+        self.targets.insert(name.into(), target);
+        self
+    }
+
     /// Returns a target that the pipeline names, in the adapter's own type.
     ///
     /// # Errors
     /// There is no such target, or it is of another adapter.
     pub fn target<T: Target>(&self, name: &str) -> Result<Arc<T>, BuildError> {
-        let Some(found) = self.targets.get(name) else {
+        let found = self.named(name).map_err(|error| error.at("target"))?;
+        found.value.clone().downcast::<T>().map_err(|_| {
+            BuildError::new(format!("target `{name}` is of kind `{}`, which this kind cannot use", found.kind))
+                .at("target")
+        })
+    }
+
+    /// Returns a target that the pipeline names, as a way to reach others.
+    ///
+    /// # Errors
+    /// There is no such target, or nothing can be reached through it.
+    pub fn tunnel(&self, name: &str) -> Result<Arc<dyn Tunnel>, BuildError> {
+        let found = self.named(name).map_err(|error| error.at("via"))?;
+        found.tunnel.clone().ok_or_else(|| {
+            BuildError::new(format!("nothing can be reached through target `{name}`, which is of kind `{}`", found.kind))
+                .at("via")
+        })
+    }
+
+    fn named(&self, name: &str) -> Result<&AnyTarget, BuildError> {
+        self.targets.get(name).ok_or_else(|| {
             let known: Vec<_> = self.targets.keys().map(String::as_str).collect();
             let hint = if known.is_empty() {
                 "name it under `targets:`".to_owned()
             } else {
                 format!("the targets of this pipeline: {}", known.join(", "))
             };
-            return Err(BuildError::new(format!("there is no target `{name}`")).at("target").with_hint(hint));
-        };
-        found.value.clone().downcast::<T>().map_err(|_| {
-            BuildError::new(format!("target `{name}` is of kind `{}`, which this kind cannot use", found.kind))
-                .at("target")
+            BuildError::new(format!("there is no target `{name}`")).with_hint(hint)
         })
     }
 }
@@ -228,6 +259,19 @@ impl Registry {
     {
         let name = kind.to_owned();
         let make = move |config: C, cx: &BuildContext| factory(config, cx).map(|target| AnyTarget::new(&name, target));
+        self.targets.insert(kind.to_owned(), Kind::new(about, make));
+        self
+    }
+
+    /// Registers a kind of target through which others are reached.
+    pub fn tunnel<C, F, T>(&mut self, kind: &str, about: &str, factory: F) -> &mut Self
+    where
+        C: DeserializeOwned + JsonSchema + 'static,
+        F: Fn(C, &BuildContext) -> Result<T, BuildError> + Send + Sync + 'static,
+        T: Target + Tunnel,
+    {
+        let name = kind.to_owned();
+        let make = move |config: C, cx: &BuildContext| factory(config, cx).map(|target| AnyTarget::tunnel(&name, target));
         self.targets.insert(kind.to_owned(), Kind::new(about, make));
         self
     }

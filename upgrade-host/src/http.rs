@@ -19,7 +19,7 @@ use upgrade_core::error::CheckError;
 use upgrade_core::registry::BuildError;
 use upgrade_core::secret::ExposeSecret;
 
-use crate::text_or_secret::TextOrSecret;
+use upgrade_core::text_or_secret::TextOrSecret;
 
 /// How much of a reply's body is read.
 const MOST: usize = 1 << 20;

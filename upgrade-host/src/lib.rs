@@ -43,12 +43,11 @@ mod http;
 pub mod machine;
 mod process;
 pub mod steps;
-mod text_or_secret;
 mod version_text;
 
 use upgrade_core::registry::Registry;
 
-pub use text_or_secret::TextOrSecret;
+pub use upgrade_core::text_or_secret::TextOrSecret;
 
 /// Registers every kind of this crate: `host.*`, `http.*`, `tcp.*`.
 pub fn register(registry: &mut Registry) {

@@ -112,7 +112,10 @@ fn targets(reader: &mut Reader<'_>, document: &Node) {
         reader.wrong(Mistake::new("`targets` is a mapping: each name with its kind", targets.place.clone()));
     }
     let registry = reader.registry;
-    for (key, node) in targets.entries() {
+    // A target may be reached through another one, wherever in the mapping that stands.
+    let reached_directly = |node: &Node| node.get("with").and_then(|with| with.get("via")).is_none();
+    let (first, then): (Vec<_>, Vec<_>) = targets.entries().iter().partition(|(_, node)| reached_directly(node));
+    for (key, node) in first.into_iter().chain(then) {
         if node.content == Content::Null {
             reader.wrong(Mistake::new(format!("target `{}` is empty", key.name.escape_debug()), key.place.clone()));
             continue;

@@ -16,7 +16,7 @@ use upgrade_core::verdict::Verdict;
 use crate::files::absolute;
 use crate::process::program::{Program, Role};
 use crate::steps::{SuccessCodes, argv_of};
-use crate::text_or_secret::TextOrSecret;
+use upgrade_core::text_or_secret::TextOrSecret;
 use crate::version_text::version_in;
 
 /// Configures the check `host.command`.

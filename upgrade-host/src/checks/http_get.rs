@@ -15,7 +15,7 @@ use upgrade_core::units::Span;
 use upgrade_core::verdict::Verdict;
 
 use crate::http::{HttpReply, HttpRequest, NoReply};
-use crate::text_or_secret::TextOrSecret;
+use upgrade_core::text_or_secret::TextOrSecret;
 
 /// Configures `http.get`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

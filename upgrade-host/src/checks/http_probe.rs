@@ -19,7 +19,7 @@ use upgrade_core::units::{Share, Span};
 use upgrade_core::verdict::{Limit, Verdict};
 
 use crate::http::{HttpRequest, NoReply};
-use crate::text_or_secret::TextOrSecret;
+use upgrade_core::text_or_secret::TextOrSecret;
 
 /// Configures `http.probe`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -16,7 +16,7 @@ use upgrade_core::secret::ExposeSecret;
 use upgrade_core::units::Span;
 use upgrade_core::verdict::Verdict;
 
-use crate::text_or_secret::TextOrSecret;
+use upgrade_core::text_or_secret::TextOrSecret;
 
 /// How much of an answer is read.
 const MOST: usize = 64 << 10;

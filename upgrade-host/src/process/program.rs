@@ -16,7 +16,7 @@ use upgrade_core::secret::ExposeSecret;
 
 use super::leftovers::{self, GRACE, STARTER};
 use super::output::Output;
-use crate::text_or_secret::TextOrSecret;
+use upgrade_core::text_or_secret::TextOrSecret;
 
 /// The variable that the command takes the key of sealed contents from.
 const SEAL_KEY: &str = "UPGRADE_SEAL_KEY";

@@ -10,7 +10,7 @@ use upgrade_core::error::StepError;
 use upgrade_core::units::Span;
 
 use crate::process::program::{Ended, Program, Role, line};
-use crate::text_or_secret::TextOrSecret;
+use upgrade_core::text_or_secret::TextOrSecret;
 
 /// Tells whether a service runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use crate::files::absolute;
 use crate::process::leftovers;
 use crate::process::program::{Ended, Program, Role, line};
-use crate::text_or_secret::TextOrSecret;
+use upgrade_core::text_or_secret::TextOrSecret;
 
 /// Configures `host.command`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

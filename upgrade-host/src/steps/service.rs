@@ -19,7 +19,7 @@ use crate::files::absolute;
 use crate::machine::MachineTarget;
 use crate::process::leftovers;
 use crate::process::service_control::{Activity, ServiceControl, Verb};
-use crate::text_or_secret::TextOrSecret;
+use upgrade_core::text_or_secret::TextOrSecret;
 
 /// Says what is done to the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -2,12 +2,11 @@
 
 use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
-use upgrade_core::context::Context;
-use upgrade_core::error::StepError;
-use upgrade_core::secret::{SecretRef, SecretString};
+use crate::context::Context;
+use crate::error::StepError;
+use crate::secret::{SecretRef, SecretString};
 
 /// Holds a plain text, or refers to a secret that is read when it is used.
 ///
@@ -93,14 +92,15 @@ impl<'de> Deserialize<'de> for TextOrSecret {
     }
 }
 
-impl JsonSchema for TextOrSecret {
+#[cfg(feature = "file")]
+impl schemars::JsonSchema for TextOrSecret {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "TextOrSecret".into()
     }
 
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
         let secret = generator.subschema_for::<SecretRef>();
-        json_schema!({
+        schemars::json_schema!({
             "anyOf": [{ "type": ["string", "number", "boolean"] }, secret],
             "description": "A text, or a reference to a secret."
         })
