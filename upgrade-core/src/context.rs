@@ -259,6 +259,12 @@ impl Context {
         self.parts.secrets.resolve(reference).await
     }
 
+    /// Masks `secret` from now on in all that the run writes: what is part of a resolved one, a
+    /// password within a URL.
+    pub fn remember_secret(&self, secret: &SecretString) {
+        self.parts.secrets.remember(secret);
+    }
+
     /// Masks every secret that the run has resolved.
     pub fn mask(&self, text: &str) -> String {
         self.parts.secrets.mask(text)

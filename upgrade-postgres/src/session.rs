@@ -1,0 +1,250 @@
+//! One connection of a step's call, and how it ends: by itself, by cancellation, or from outside.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use upgrade_core::context::Context;
+use upgrade_core::error::StepError;
+use upgrade_core::tunnel::Passage;
+use upgrade_core::units::Span;
+
+use crate::address::Address;
+use crate::error::{Doing, PostgresError, cancelled};
+use crate::target::{Opened, close};
+
+/// How long sessions that were told to end may take to do so.
+const ENDING: Duration = Duration::from_secs(30);
+
+/// Spells the `application_name` of what a step does, in both directions: `upgrade/STEP/DIGEST`.
+///
+/// The server cuts names at 63 bytes; the digest of the whole marker keeps two steps apart.
+pub fn application_name(marker: &str) -> String {
+    let digest = upgrade_core::sealed::sha256_hex(marker.as_bytes());
+    let step = marker.rsplit('/').next().unwrap_or_default();
+    format!("upgrade/{step:.30}/{}", &digest[..16])
+}
+
+/// Tells what a session found at the other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// The server's version as it numbers itself: 150018 is 15.18.
+    pub version: i32,
+    /// The process that serves the session.
+    pub pid: i32,
+    /// Who the session is.
+    pub user: String,
+    /// Whether that is a superuser.
+    pub superuser: bool,
+    /// Whether the server is a standby, which takes no writes.
+    pub in_recovery: bool,
+    /// Whether transactions are read-only unless they say otherwise.
+    pub read_only: bool,
+}
+
+impl ServerFacts {
+    /// Returns the number before the point: 15 of 15.18.
+    pub fn major(&self) -> i32 {
+        self.version / 10_000
+    }
+}
+
+/// Holds one connection, with what cancels its statements.
+pub struct Session {
+    connection: PgConnection,
+    facts: ServerFacts,
+    address: Address,
+    passage: Option<Passage>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub(crate) async fn open(
+        address: &Address,
+        application: &str,
+        statement_timeout: Option<Duration>,
+        passage: Option<Passage>,
+    ) -> Opened {
+        let options = address.options()?.application_name(application);
+        let mut connection = PgConnection::connect_with(&options).await?;
+        type Row = (i32, i32, String, bool, bool, bool);
+        let (version, pid, user, superuser, in_recovery, read_only): Row = sqlx::query_as(
+            "select current_setting('server_version_num')::int, pg_backend_pid(), session_user::text, \
+             (select rolsuper from pg_roles where rolname = session_user), pg_is_in_recovery(), \
+             current_setting('default_transaction_read_only')::bool",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        let facts = ServerFacts { version, pid, user, superuser, in_recovery, read_only };
+        let mut settings = format!(
+            "set client_min_messages = warning; set lock_timeout = 0; set statement_timeout = {}; \
+             set idle_in_transaction_session_timeout = 0;",
+            statement_timeout.map_or(0, |timeout| timeout.as_millis())
+        );
+        if version >= 140_000 {
+            // What a killed driver left running ends by itself, in the middle of a statement.
+            settings.push_str("set client_connection_check_interval = '2s';");
+        }
+        sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut connection).await?;
+        Ok(Self { connection, facts, address: address.clone(), passage })
+    }
+
+    /// Returns the connection.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+
+    /// Tells what is at the other end.
+    pub fn facts(&self) -> &ServerFacts {
+        &self.facts
+    }
+
+    /// Returns where this side of the connection leads: through a tunnel, its near end.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Ends the session in order.
+    pub async fn close(self) {
+        close(self.connection).await;
+        drop(self.passage);
+    }
+
+    /// Asks for a server that takes writes.
+    ///
+    /// # Errors
+    /// It is a standby, or its transactions are read-only by default.
+    pub fn require_writable(&self) -> Result<(), StepError> {
+        if self.facts.in_recovery {
+            return Err(StepError::permanent("the server is a standby and takes no writes")
+                .with_hint("point the target's `url` at the primary"));
+        }
+        if self.facts.read_only {
+            return Err(StepError::permanent("writes are switched off: default_transaction_read_only is on")
+                .with_hint("switch it off for this user or database, or point the target's `url` at another user"));
+        }
+        Ok(())
+    }
+
+    /// Runs work on the connection; when the call is cancelled, so is the statement that runs.
+    ///
+    /// # Errors
+    /// What the work says; that it was cancelled, if it was.
+    pub async fn cancellable<T>(
+        &mut self,
+        cx: &Context,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, PostgresError>,
+    ) -> Result<T, PostgresError> {
+        let (address, pid) = (self.address.clone(), self.facts.pid);
+        let work = work(&mut self.connection);
+        tokio::pin!(work);
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = cx.cancelled().cancelled() => {}
+        }
+        // A cancellation that comes between two statements is lost: it is sent until the work ends.
+        loop {
+            let sent = cancel_statement(&address, pid);
+            let pause = async {
+                let _ = sent.await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => return if done.is_ok() { done } else { Err(cancelled().into()) },
+                () = pause => {}
+            }
+        }
+    }
+
+    /// Runs statements that take no parameters, one or many.
+    ///
+    /// # Errors
+    /// The server refused one; many without a transaction of their own are then all undone.
+    pub async fn execute(&mut self, cx: &Context, sql: String) -> Result<u64, PostgresError> {
+        self.cancellable(cx, async |connection| {
+            Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?.rows_affected())
+        })
+        .await
+    }
+
+    /// Takes an advisory lock of the session, polling: one that waits in the server would stand in
+    /// the way of `CREATE INDEX CONCURRENTLY`, which waits for every transaction.
+    ///
+    /// Held until the session ends. Reports who holds it.
+    ///
+    /// # Errors
+    /// The call was cancelled, or the connection broke.
+    pub async fn advisory_lock(&mut self, cx: &Context, name: &str) -> Result<(), PostgresError> {
+        let key = advisory_key(name);
+        let began = tokio::time::Instant::now();
+        loop {
+            let taken: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
+                .bind(key)
+                .fetch_one(&mut self.connection)
+                .await
+                .doing(|| format!("locking {name}"))?;
+            if taken {
+                return Ok(());
+            }
+            cx.progress(0, None, format!("waits for {name}, held by another run, for {}", Span(began.elapsed())));
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+                () = cx.cancelled().cancelled() => return Err(cancelled().into()),
+            }
+        }
+    }
+
+    /// Ends every session of that `application_name`, on all databases, and waits until they are gone.
+    ///
+    /// # Errors
+    /// One does not end within 30 s, or may not be ended by this user.
+    pub async fn end_sessions_of(&mut self, cx: &Context, application: &str) -> Result<(), StepError> {
+        let began = tokio::time::Instant::now();
+        loop {
+            let left: Vec<i32> = sqlx::query_scalar(
+                "select pid from pg_stat_activity where application_name = $1 and pid <> pg_backend_pid() \
+                 and (pg_terminate_backend(pid) or true)",
+            )
+            .bind(application)
+            .fetch_all(&mut self.connection)
+            .await
+            .doing(|| "ending the sessions that an interrupted call left".into())?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if began.elapsed() > ENDING {
+                return Err(StepError::transient(format!("sessions of an interrupted call do not end: {left:?}"))
+                    .with_hint("end them with `select pg_terminate_backend(PID)` as a superuser, then `upgrade resume`"));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                () = cx.cancelled().cancelled() => return Err(cancelled()),
+            }
+        }
+    }
+
+    pub(crate) async fn sibling(&self, application: &str) -> Opened {
+        Self::open(&self.address, application, None, None).await
+    }
+}
+
+/// Makes the key of an advisory lock from its name.
+pub fn advisory_key(name: &str) -> i64 {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(format!("upgrade advisory lock {name}").as_bytes());
+    i64::from_be_bytes(digest[..8].try_into().expect("a digest has more than eight bytes"))
+}
+
+async fn cancel_statement(address: &Address, pid: i32) -> Result<(), PostgresError> {
+    let options = address.options()?.application_name("upgrade");
+    let mut connection = PgConnection::connect_with(&options).await?;
+    sqlx::query("select pg_cancel_backend($1)").bind(pid).execute(&mut connection).await?;
+    close(connection).await;
+    Ok(())
+}
