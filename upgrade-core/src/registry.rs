@@ -132,8 +132,11 @@ impl BuildContext {
     pub fn tunnel(&self, name: &str) -> Result<Arc<dyn Tunnel>, BuildError> {
         let found = self.named(name).map_err(|error| error.at("via"))?;
         found.tunnel.clone().ok_or_else(|| {
-            BuildError::new(format!("nothing can be reached through target `{name}`, which is of kind `{}`", found.kind))
-                .at("via")
+            BuildError::new(format!(
+                "nothing can be reached through target `{name}`, which is of kind `{}`",
+                found.kind
+            ))
+            .at("via")
         })
     }
 
@@ -271,7 +274,8 @@ impl Registry {
         T: Target + Tunnel,
     {
         let name = kind.to_owned();
-        let make = move |config: C, cx: &BuildContext| factory(config, cx).map(|target| AnyTarget::tunnel(&name, target));
+        let make =
+            move |config: C, cx: &BuildContext| factory(config, cx).map(|target| AnyTarget::tunnel(&name, target));
         self.targets.insert(kind.to_owned(), Kind::new(about, make));
         self
     }

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
-use serde::{Deserialize, Deserializer, Serialize};
 use crate::context::Context;
 use crate::error::StepError;
 use crate::secret::{SecretRef, SecretString};
+use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Holds a plain text, or refers to a secret that is read when it is used.
 ///

@@ -27,17 +27,25 @@ impl Address {
     /// It is not such a URL; the message does not repeat it, as it may hold a password.
     pub fn parse(text: &str) -> Result<Self, StepError> {
         let wrong = |message: String| {
-            StepError::permanent(message).with_hint("write it as postgres://USER@HOST:PORT/DATABASE; special characters of a password as %XX")
+            StepError::permanent(message)
+                .with_hint("write it as postgres://USER@HOST:PORT/DATABASE; special characters of a password as %XX")
         };
-        let mut url = Url::parse(text).map_err(|error| wrong(format!("the URL of the database cannot be read: {error}")))?;
+        let mut url =
+            Url::parse(text).map_err(|error| wrong(format!("the URL of the database cannot be read: {error}")))?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
-            return Err(wrong(format!("the URL of the database begins with `{}:` and not with `postgres:`", url.scheme())));
+            return Err(wrong(format!(
+                "the URL of the database begins with `{}:` and not with `postgres:`",
+                url.scheme()
+            )));
         }
         let password = url.password().map(|encoded| SecretString::from(decoded(encoded)));
         // A URL with a host has room for a password; one without has none to remove.
         let _ = url.set_password(None);
         let address = Self { url, password };
-        address.options().map(|_| address).map_err(|error| wrong("the URL of the database cannot be used".into()).with_cause(&error))
+        address
+            .options()
+            .map(|_| address)
+            .map_err(|error| wrong("the URL of the database cannot be used".into()).with_cause(&error))
     }
 
     /// Gives the password that goes with it, unless it has one.
@@ -109,7 +117,8 @@ impl Address {
     /// A parameter has no such value.
     pub fn environment(&self) -> Result<Vec<(&'static str, String)>, sqlx::Error> {
         let options = self.options()?;
-        let host = options.get_socket().map_or_else(|| options.get_host().to_owned(), |path| path.display().to_string());
+        let host =
+            options.get_socket().map_or_else(|| options.get_host().to_owned(), |path| path.display().to_string());
         let mut environment = vec![
             ("PGHOST", host),
             ("PGPORT", options.get_port().to_string()),
@@ -159,7 +168,10 @@ mod tests {
         let address = Address::parse("postgres://ann:p%40ss+w%26rd@DB.example/orders?sslmode=require").unwrap();
         assert_eq!(address.password().unwrap().expose_secret(), "p@ss+w&rd");
         assert!(!format!("{address:?}").contains("w%26rd"), "{address:?}");
-        assert_eq!((address.host().as_str(), address.port(), address.database_name().as_str()), ("db.example", 5432, "orders"));
+        assert_eq!(
+            (address.host().as_str(), address.port(), address.database_name().as_str()),
+            ("db.example", 5432, "orders")
+        );
         let environment = address.environment().unwrap();
         assert!(environment.contains(&("PGPASSWORD", "p@ss+w&rd".into())));
         assert!(environment.contains(&("PGSSLMODE", "require".into())));
@@ -167,14 +179,25 @@ mod tests {
 
     #[test]
     fn this_machine_has_one_spelling() {
-        for text in ["postgres://a@localhost/b", "postgres://a@127.0.0.1/b", "postgres://a@[::1]/b", "postgres://a@%2Frun%2Fpostgresql/b", "postgres:///b?host=/run/postgresql"] {
+        for text in [
+            "postgres://a@localhost/b",
+            "postgres://a@127.0.0.1/b",
+            "postgres://a@[::1]/b",
+            "postgres://a@%2Frun%2Fpostgresql/b",
+            "postgres:///b?host=/run/postgresql",
+        ] {
             assert_eq!(Address::parse(text).unwrap().host(), "localhost", "{text}");
         }
     }
 
     #[test]
     fn what_is_no_url_is_refused_without_repeating_it() {
-        for text in ["hunter2", "mysql://a:hunter2@b/c", "postgres://a:hunter2@b:port/c", "postgres://a:hunter2@b/c?sslmode=perhaps"] {
+        for text in [
+            "hunter2",
+            "mysql://a:hunter2@b/c",
+            "postgres://a:hunter2@b:port/c",
+            "postgres://a:hunter2@b/c?sslmode=perhaps",
+        ] {
             let error = Address::parse(text).unwrap_err();
             assert!(!format!("{error} {:?} {:?}", error.causes(), error.hint()).contains("hunter2"), "{error:?}");
         }

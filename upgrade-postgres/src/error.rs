@@ -94,7 +94,10 @@ impl From<PostgresError> for StepError {
         if let Some(hint) = hint.or(server.hint()) {
             error = error.with_hint(hint);
         }
-        let said = [server.detail().map(|text| format!("DETAIL: {text}")), server.r#where().map(|text| format!("CONTEXT: {text}"))];
+        let said = [
+            server.detail().map(|text| format!("DETAIL: {text}")),
+            server.r#where().map(|text| format!("CONTEXT: {text}")),
+        ];
         let said: Vec<_> = said.into_iter().flatten().collect();
         if said.is_empty() { error } else { error.with_detail(said.join("\n")) }
     }
@@ -105,16 +108,19 @@ fn advice<'a>(code: &str, message: &str) -> (Class, Option<&'a str>) {
     use Class::{Permanent, Transient, Unknown};
     let (class, hint) = match code {
         "28P01" => (Permanent, "check the user and the password of the target's `url`, or its `password` reference"),
-        "28000" if message.contains("no encryption") || message.contains("SSL off") => {
-            (Permanent, "the server asks for TLS: add `?sslmode=require` (or verify-full with `sslrootcert`) to the URL")
-        }
+        "28000" if message.contains("no encryption") || message.contains("SSL off") => (
+            Permanent,
+            "the server asks for TLS: add `?sslmode=require` (or verify-full with `sslrootcert`) to the URL",
+        ),
         "28000" => (Permanent, "let pg_hba.conf of the server allow this user, database and address"),
         "3D000" => (Permanent, "check the database's name in the target's `url`"),
         "42501" => (Permanent, "grant the privilege to the user of the target's `url`, or connect as the owner"),
         "25006" => (Permanent, "connect to the primary: this server, database or user is read-only"),
         "53100" => (Permanent, "free space on the server's disk (old WAL, logs, backups), then try again"),
         "53300" => (Transient, "raise max_connections, or end sessions that are not used"),
-        "57P01" | "57P02" | "57P03" => (Transient, "the server is starting or stopping: `upgrade resume` when it is back"),
+        "57P01" | "57P02" | "57P03" => {
+            (Transient, "the server is starting or stopping: `upgrade resume` when it is back")
+        }
         "55P03" => (Transient, "another session holds the lock: end it, or raise `lock_budget` on the target"),
         "40P01" | "40001" => (Transient, "another transaction was in the way: it is worth trying again"),
         "57014" if message.contains("statement timeout") => {
@@ -122,8 +128,12 @@ fn advice<'a>(code: &str, message: &str) -> (Class, Option<&'a str>) {
         }
         "57014" => (Transient, "the statement was cancelled: `upgrade resume` goes on"),
         "XX001" | "XX002" => (Permanent, "the server reports damaged data: restore it before you upgrade"),
-        code if code.starts_with("08") => (Transient, "the connection broke: `upgrade resume` when the server is reachable"),
-        code if code.starts_with("53") || code.starts_with("58") => (Transient, "look at the server's memory, disk and log"),
+        code if code.starts_with("08") => {
+            (Transient, "the connection broke: `upgrade resume` when the server is reachable")
+        }
+        code if code.starts_with("53") || code.starts_with("58") => {
+            (Transient, "look at the server's memory, disk and log")
+        }
         code if code.starts_with("XX") => (Unknown, "look at the server's log"),
         _ => return (Permanent, None),
     };
@@ -135,10 +145,13 @@ fn of_connection(doing: &str, source: &sqlx::Error) -> StepError {
         sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolTimedOut => {
             (Class::Transient, "check that the server runs and that host and port of the target's `url` lead to it")
         }
-        sqlx::Error::Tls(_) => {
-            (Class::Permanent, "the server may not offer TLS, or its certificate is not trusted: see `sslmode` and `sslrootcert` in the URL")
+        sqlx::Error::Tls(_) => (
+            Class::Permanent,
+            "the server may not offer TLS, or its certificate is not trusted: see `sslmode` and `sslrootcert` in the URL",
+        ),
+        sqlx::Error::Configuration(_) => {
+            (Class::Permanent, "write the target's `url` as postgres://USER@HOST:PORT/DATABASE")
         }
-        sqlx::Error::Configuration(_) => (Class::Permanent, "write the target's `url` as postgres://USER@HOST:PORT/DATABASE"),
         _ => (Class::Unknown, "this is not expected of a server: look at its log, and report it"),
     };
     StepError::new(class, format!("{doing} failed")).with_cause(source).with_hint(hint)

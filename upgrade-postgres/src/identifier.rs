@@ -51,10 +51,14 @@ impl Identifier {
     /// Never: what is kept of `start` leaves room for the digest.
     pub fn derived(start: &str, of: &str) -> Self {
         let digest = upgrade_core::sealed::sha256_hex(of.as_bytes());
-        let kept: String = start.chars().filter(|c| *c != '\0').scan(0, |bytes, c| {
-            *bytes += c.len_utf8();
-            (*bytes <= LONGEST - 13).then_some(c)
-        }).collect();
+        let kept: String = start
+            .chars()
+            .filter(|c| *c != '\0')
+            .scan(0, |bytes, c| {
+                *bytes += c.len_utf8();
+                (*bytes <= LONGEST - 13).then_some(c)
+            })
+            .collect();
         Self(format!("{kept}_{}", &digest[..12]))
     }
 
@@ -119,7 +123,8 @@ impl fmt::Display for TableName {
 impl FromStr for TableName {
     type Err = IdentifierError;
     fn from_str(text: &str) -> Result<Self, IdentifierError> {
-        let wrong = |reason| IdentifierError { text: text.escape_debug().take(140).collect(), what: "table name", reason };
+        let wrong =
+            |reason| IdentifierError { text: text.escape_debug().take(140).collect(), what: "table name", reason };
         let mut parts = Vec::new();
         let mut rest = text;
         loop {

@@ -96,10 +96,16 @@ impl Ledger {
     ///
     /// # Errors
     /// The server refused it.
-    pub async fn put(&self, connection: &mut PgConnection, item: &str, value: &(impl Serialize + Sync)) -> Result<(), PostgresError> {
+    pub async fn put(
+        &self,
+        connection: &mut PgConnection,
+        item: &str,
+        value: &(impl Serialize + Sync),
+    ) -> Result<(), PostgresError> {
         let table = self.table();
-        let value = serde_json::to_value(value)
-            .map_err(|error| StepError::permanent("what the step keeps cannot be written as JSON").with_cause(&error))?;
+        let value = serde_json::to_value(value).map_err(|error| {
+            StepError::permanent("what the step keeps cannot be written as JSON").with_cause(&error)
+        })?;
         sqlx::query(AssertSqlSafe(format!(
             "insert into {table} (marker, item, value) values ($1, $2, $3) \
              on conflict (marker, item) do update set value = excluded.value, at = excluded.at"
@@ -117,7 +123,11 @@ impl Ledger {
     ///
     /// # Errors
     /// The server refused it, or the item has another shape.
-    pub async fn get<T: DeserializeOwned>(&self, connection: &mut PgConnection, item: &str) -> Result<Option<T>, PostgresError> {
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        connection: &mut PgConnection,
+        item: &str,
+    ) -> Result<Option<T>, PostgresError> {
         let value = self.all(connection).await?.remove(item);
         let value = value.map(serde_json::from_value).transpose();
         value.map_err(|error| {
@@ -183,7 +193,11 @@ impl Ledger {
             .fetch_one(session.connection())
             .await
             .doing(|| "looking for the ledger".into())?;
-        let rows = if there { format!("delete from {table} where marker = {};", literal(&self.marker)) } else { String::new() };
+        let rows = if there {
+            format!("delete from {table} where marker = {};", literal(&self.marker))
+        } else {
+            String::new()
+        };
         let sql = format!("begin; select pg_advisory_xact_lock({key}); {drops}{rows} commit");
         sqlx::raw_sql(AssertSqlSafe(sql))
             .execute(session.connection())
@@ -206,10 +220,7 @@ impl Ledger {
             schema_name = literal(&schema.to_string()),
             comment = literal(MADE_BY_US),
         );
-        sqlx::raw_sql(AssertSqlSafe(sql))
-            .execute(session.connection())
-            .await
-            .doing(|| "removing the ledger".into())?;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(session.connection()).await.doing(|| "removing the ledger".into())?;
         Ok(())
     }
 }

@@ -12,6 +12,8 @@
 //!           done                                       lock_budget used up ──► error that names them
 //! ```
 
+use std::marker::PhantomData;
+use std::pin::Pin;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -50,6 +52,13 @@ impl Default for LockPolicy {
     }
 }
 
+/// Carries one attempt at work on a connection.
+pub type Attempt<'c, T> = Pin<Box<dyn Future<Output = Result<T, PostgresError>> + Send + 'c>>;
+
+/// Lets an attempt borrow what its caller holds: `'a` outlives every `'c`. A closure ignores it.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope<'c, 'a>(PhantomData<&'c &'a ()>);
+
 /// Describes a session in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocker {
@@ -66,6 +75,21 @@ impl LockPolicy {
     ///
     /// `what` names it in messages: "altering public.orders".
     ///
+    /// ```
+    /// # use upgrade_core::context::Context;
+    /// # use upgrade_postgres::{PostgresError, locking::LockPolicy, session::Session};
+    /// # async fn drop_column(cx: &Context, session: &mut Session, sql: &'static str) -> Result<(), PostgresError> {
+    /// LockPolicy::default()
+    ///     .transaction(cx, session, "dropping a column", move |connection, _| {
+    ///         Box::pin(async move {
+    ///             sqlx::raw_sql(sql).execute(connection).await?;
+    ///             Ok(())
+    ///         })
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    ///
     /// # Guarantees
     /// `work` is called anew for each attempt, all of the one before undone. When it has returned
     /// and no error is returned, the transaction is committed.
@@ -74,32 +98,14 @@ impl LockPolicy {
     /// What the work says; that the budget is used up, and who was in the way. When the connection
     /// breaks in the commit, nobody knows whether it was done: only what the transaction wrote can
     /// tell (see [`Ledger`](crate::ledger::Ledger)).
-    pub async fn transaction<T>(
+    pub async fn transaction<'a, T: Send>(
         &self,
         cx: &Context,
         session: &mut Session,
         what: &str,
-        mut work: impl AsyncFnMut(&mut PgConnection) -> Result<T, PostgresError>,
+        work: impl for<'c> FnMut(&'c mut PgConnection, Scope<'c, 'a>) -> Attempt<'c, T> + Send,
     ) -> Result<T, PostgresError> {
-        let timeout = self.lock_timeout.as_millis().max(1);
-        self.attempts(cx, session, what, async |connection| {
-            sqlx::raw_sql(AssertSqlSafe(format!("begin; set local lock_timeout = {timeout}")))
-                .execute(&mut *connection)
-                .await?;
-            let done = work(&mut *connection).await;
-            match done {
-                Ok(done) => {
-                    sqlx::raw_sql("commit").execute(&mut *connection).await.doing(|| format!("committing {what}"))?;
-                    Ok(done)
-                }
-                Err(error) => {
-                    // On a broken connection the server does it by itself.
-                    let _ = sqlx::raw_sql("rollback").execute(&mut *connection).await;
-                    Err(error)
-                }
-            }
-        })
-        .await
+        self.attempts(cx, session, what, true, work).await
     }
 
     /// Runs `work` outside of a transaction, for what cannot run inside one, with the same attempts.
@@ -107,33 +113,29 @@ impl LockPolicy {
     /// # Errors
     /// As [`LockPolicy::transaction`]. Before the next attempt, `work` itself clears away what a
     /// failed one left.
-    pub async fn outside_transaction<T>(
+    pub async fn outside_transaction<'a, T: Send>(
         &self,
         cx: &Context,
         session: &mut Session,
         what: &str,
-        mut work: impl AsyncFnMut(&mut PgConnection) -> Result<T, PostgresError>,
+        work: impl for<'c> FnMut(&'c mut PgConnection, Scope<'c, 'a>) -> Attempt<'c, T> + Send,
     ) -> Result<T, PostgresError> {
-        let timeout = self.lock_timeout.as_millis().max(1);
-        self.attempts(cx, session, what, async |connection| {
-            sqlx::raw_sql(AssertSqlSafe(format!("set lock_timeout = {timeout}"))).execute(&mut *connection).await?;
-            let done = work(&mut *connection).await;
-            let reset = sqlx::raw_sql("set lock_timeout = 0").execute(&mut *connection).await;
-            if done.is_ok() {
-                reset?;
-            }
-            done
-        })
-        .await
+        self.attempts(cx, session, what, false, work).await
     }
 
-    async fn attempts<T>(
+    async fn attempts<'a, T: Send>(
         &self,
         cx: &Context,
         session: &mut Session,
         what: &str,
-        mut attempt: impl AsyncFnMut(&mut PgConnection) -> Result<T, PostgresError>,
+        transaction: bool,
+        mut work: impl for<'c> FnMut(&'c mut PgConnection, Scope<'c, 'a>) -> Attempt<'c, T> + Send,
     ) -> Result<T, PostgresError> {
+        let timeout = self.lock_timeout.as_millis().max(1);
+        let (begin, end, give_up) = match transaction {
+            true => (format!("begin; set local lock_timeout = {timeout}"), "commit", "rollback"),
+            false => (format!("set lock_timeout = {timeout}"), "set lock_timeout = 0", "set lock_timeout = 0"),
+        };
         let began = Instant::now();
         let mut watch: Option<Session> = None;
         let mut blockers = Vec::new();
@@ -141,8 +143,22 @@ impl LockPolicy {
         loop {
             not_cancelled(cx)?;
             number += 1;
-            let pid = session.facts().pid;
-            let trying = session.cancellable(cx, &mut attempt);
+            let (pid, canceller) = (session.facts().pid, session.canceller());
+            let connection = session.connection();
+            let trying = async {
+                sqlx::raw_sql(AssertSqlSafe(begin.clone())).execute(&mut *connection).await?;
+                let done = work(&mut *connection, Scope(PhantomData)).await;
+                let ended = match &done {
+                    Ok(_) => sqlx::raw_sql(end).execute(&mut *connection).await.doing(|| format!("committing {what}")),
+                    Err(_) => {
+                        sqlx::raw_sql(give_up).execute(&mut *connection).await.doing(|| format!("giving up {what}"))
+                    }
+                };
+                // Of two errors the first tells more; on a broken connection the server rolls back by itself.
+                let done = done?;
+                ended.map(|_| done)
+            };
+            let trying = canceller.cancels(cx, trying);
             let done = match &mut watch {
                 None => trying.await,
                 Some(watch) => {
@@ -214,7 +230,14 @@ impl LockPolicy {
         Ok(())
     }
 
-    fn given_up(&self, what: &str, waited: Duration, attempts: u64, blockers: &[Blocker], error: PostgresError) -> StepError {
+    fn given_up(
+        &self,
+        what: &str,
+        waited: Duration,
+        attempts: u64,
+        blockers: &[Blocker],
+        error: PostgresError,
+    ) -> StepError {
         let who = match blockers {
             [] => "nobody was seen in the way".to_owned(),
             some => some.iter().map(|blocker| blocker.description.clone()).collect::<Vec<_>>().join("; "),

@@ -130,36 +130,9 @@ impl Session {
         Ok(())
     }
 
-    /// Runs work on the connection; when the call is cancelled, so is the statement that runs.
-    ///
-    /// # Errors
-    /// What the work says; that it was cancelled, if it was.
-    pub async fn cancellable<T>(
-        &mut self,
-        cx: &Context,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, PostgresError>,
-    ) -> Result<T, PostgresError> {
-        let (address, pid) = (self.address.clone(), self.facts.pid);
-        let work = work(&mut self.connection);
-        tokio::pin!(work);
-        tokio::select! {
-            biased;
-            done = &mut work => return done,
-            () = cx.cancelled().cancelled() => {}
-        }
-        // A cancellation that comes between two statements is lost: it is sent until the work ends.
-        loop {
-            let sent = cancel_statement(&address, pid);
-            let pause = async {
-                let _ = sent.await;
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            };
-            tokio::select! {
-                biased;
-                done = &mut work => return if done.is_ok() { done } else { Err(cancelled().into()) },
-                () = pause => {}
-            }
-        }
+    /// Returns what cancels the statement that runs on this session.
+    pub fn canceller(&self) -> Canceller {
+        Canceller { address: self.address.clone(), pid: self.facts.pid }
     }
 
     /// Runs statements that take no parameters, one or many.
@@ -167,10 +140,10 @@ impl Session {
     /// # Errors
     /// The server refused one; many without a transaction of their own are then all undone.
     pub async fn execute(&mut self, cx: &Context, sql: String) -> Result<u64, PostgresError> {
-        self.cancellable(cx, async |connection| {
-            Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?.rows_affected())
-        })
-        .await
+        let canceller = self.canceller();
+        let running = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection);
+        let done = canceller.cancels(cx, async { Ok(running.await?) }).await?;
+        Ok(done.rows_affected())
     }
 
     /// Takes an advisory lock of the session, polling: one that waits in the server would stand in
@@ -220,7 +193,9 @@ impl Session {
             }
             if began.elapsed() > ENDING {
                 return Err(StepError::transient(format!("sessions of an interrupted call do not end: {left:?}"))
-                    .with_hint("end them with `select pg_terminate_backend(PID)` as a superuser, then `upgrade resume`"));
+                    .with_hint(
+                        "end them with `select pg_terminate_backend(PID)` as a superuser, then `upgrade resume`",
+                    ));
             }
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(20)) => {}
@@ -241,10 +216,58 @@ pub fn advisory_key(name: &str) -> i64 {
     i64::from_be_bytes(digest[..8].try_into().expect("a digest has more than eight bytes"))
 }
 
-async fn cancel_statement(address: &Address, pid: i32) -> Result<(), PostgresError> {
-    let options = address.options()?.application_name("upgrade");
-    let mut connection = PgConnection::connect_with(&options).await?;
-    sqlx::query("select pg_cancel_backend($1)").bind(pid).execute(&mut connection).await?;
-    close(connection).await;
-    Ok(())
+/// Cancels the statement of one session, from a connection of its own.
+#[derive(Debug)]
+pub struct Canceller {
+    address: Address,
+    pid: i32,
+}
+
+impl Canceller {
+    /// Awaits work on the session; when the call is cancelled, so is the statement that runs.
+    ///
+    /// ```
+    /// # use upgrade_core::context::Context;
+    /// # use upgrade_postgres::{PostgresError, session::Session};
+    /// # async fn count(cx: &Context, session: &mut Session) -> Result<i64, PostgresError> {
+    /// let canceller = session.canceller();
+    /// let counting = async { Ok(sqlx::query_scalar("select count(*) from orders").fetch_one(session.connection()).await?) };
+    /// canceller.cancels(cx, counting).await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// What the work says; that it was cancelled, if it was.
+    pub async fn cancels<T>(
+        self,
+        cx: &Context,
+        work: impl Future<Output = Result<T, PostgresError>>,
+    ) -> Result<T, PostgresError> {
+        tokio::pin!(work);
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = cx.cancelled().cancelled() => {}
+        }
+        // A cancellation that comes between two statements is lost: it is sent until the work ends.
+        loop {
+            let pause = async {
+                let _ = self.send().await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => return if done.is_ok() { done } else { Err(cancelled().into()) },
+                () = pause => {}
+            }
+        }
+    }
+
+    async fn send(&self) -> Result<(), PostgresError> {
+        let options = self.address.options()?.application_name("upgrade");
+        let mut connection = PgConnection::connect_with(&options).await?;
+        sqlx::query("select pg_cancel_backend($1)").bind(self.pid).execute(&mut connection).await?;
+        close(connection).await;
+        Ok(())
+    }
 }

@@ -139,9 +139,7 @@ impl Database {
 
     /// Returns the schema for what a run keeps in the database until its end.
     pub fn state_schema(&self) -> Identifier {
-        self.config.state_schema.clone().unwrap_or_else(|| {
-            Identifier::new("_upgrade").expect("the default is a name")
-        })
+        self.config.state_schema.clone().unwrap_or_else(|| Identifier::new("_upgrade").expect("the default is a name"))
     }
 
     /// Reads where the database is; its password is masked from then on.

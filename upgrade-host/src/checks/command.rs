@@ -16,8 +16,8 @@ use upgrade_core::verdict::Verdict;
 use crate::files::absolute;
 use crate::process::program::{Program, Role};
 use crate::steps::{SuccessCodes, argv_of};
-use upgrade_core::text_or_secret::TextOrSecret;
 use crate::version_text::version_in;
+use upgrade_core::text_or_secret::TextOrSecret;
 
 /// Configures the check `host.command`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

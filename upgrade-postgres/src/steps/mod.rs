@@ -1,5 +1,16 @@
 //! The kinds of steps, one module each.
 
+mod sql;
+
+pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
+
 use upgrade_core::registry::Registry;
 
-pub(crate) fn register(_registry: &mut Registry) {}
+/// Registers every kind of step: its name, what it does, and how it is made.
+pub(crate) fn register(registry: &mut Registry) {
+    registry.step(
+        "postgres.sql",
+        "Runs a statement, and another one to undo it, each exactly once",
+        Sql::any_from_config,
+    );
+}
