@@ -1,16 +1,17 @@
 //! Release 1.1.0: reads configuration of format 2, answers several requests at a time, and no
 //! longer knows `legacy_paths`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use notes::{Config, Release, Settings};
+use notes::{Config, FileStore, Release, Settings};
 
-fn settings(config: &Config) -> Result<Settings, String> {
+fn settings(config: &Config, directory: &Path) -> Result<Settings, String> {
     config.expect_format(2)?;
     config.expect_absent("legacy_paths")?;
     Ok(Settings {
         listen: config.address("server.listen")?,
-        data: config.text("data")?.into(),
+        store: Box::new(FileStore::open(directory.join(config.text("data")?))?),
         workers: config.number("server.workers")?,
     })
 }

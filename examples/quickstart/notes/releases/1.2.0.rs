@@ -1,15 +1,16 @@
 //! Release 1.2.0, the broken one: it starts and listens, and is not healthy without a key that
 //! only its authors' own configuration has.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use notes::{Config, Release, Settings};
+use notes::{Config, FileStore, Release, Settings};
 
-fn settings(config: &Config) -> Result<Settings, String> {
+fn settings(config: &Config, directory: &Path) -> Result<Settings, String> {
     config.expect_format(3)?;
     Ok(Settings {
         listen: config.address("server.listen")?,
-        data: config.text("storage.notes")?.into(),
+        store: Box::new(FileStore::open(directory.join(config.text("storage.notes")?))?),
         workers: config.number("server.workers")?,
     })
 }

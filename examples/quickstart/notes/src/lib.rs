@@ -8,17 +8,19 @@ mod server;
 mod store;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 pub use config::Config;
+pub use store::{FileStore, Store, quoted};
 
 /// Describes what one release does differently from the others.
 pub struct Release {
     /// The version that `GET /version` answers.
     pub version: &'static str,
-    /// Reads what the service needs from its configuration.
-    pub settings: fn(&Config) -> Result<Settings, String>,
+    /// Reads what the service needs from its configuration; opens its notes. The path is the directory
+    /// of the configuration.
+    pub settings: fn(&Config, &Path) -> Result<Settings, String>,
     /// Tells whether the service can do its work; `GET /health` answers 503 where it cannot.
     pub health: fn(&Config) -> Result<(), String>,
 }
@@ -27,8 +29,8 @@ pub struct Release {
 pub struct Settings {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// Where its notes are, relative to the configuration.
-    pub data: PathBuf,
+    /// Where its notes are.
+    pub store: Box<dyn Store>,
     /// How many requests it answers at a time.
     pub workers: usize,
 }

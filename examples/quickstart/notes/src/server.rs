@@ -15,18 +15,17 @@ const LONGEST_NOTE: usize = 64 * 1024;
 struct Service {
     version: &'static str,
     health: Result<(), String>,
-    store: Mutex<Store>,
+    store: Mutex<Box<dyn Store>>,
 }
 
 /// Serves for as long as the pid file names this process.
 pub(crate) fn serve(release: &Release, config_path: &Path) -> Result<String, String> {
     let config = Config::read(config_path)?;
-    let settings = (release.settings)(&config)?;
-    let directory = config_path.parent().unwrap_or(Path::new(""));
+    let settings = (release.settings)(&config, config_path.parent().unwrap_or(Path::new("")))?;
     let service = Arc::new(Service {
         version: release.version,
         health: (release.health)(&config),
-        store: Mutex::new(Store::open(directory.join(settings.data))?),
+        store: Mutex::new(settings.store),
     });
     let listener = bind(settings.listen).map_err(|e| format!("{}: {e}", settings.listen))?;
     let pid_file = PidFile::of(config_path);
@@ -118,10 +117,13 @@ impl Service {
                 Err(why) => ("503 Service Unavailable", format!(r#"{{"healthy":false,"why":{}}}"#, quoted(why))),
             },
             "GET /version" => ("200 OK", format!(r#"{{"version":{}}}"#, quoted(self.version))),
-            "GET /notes" => ("200 OK", self.store.lock().unwrap_or_else(PoisonError::into_inner).json()),
+            "GET /notes" => match self.store.lock().unwrap_or_else(PoisonError::into_inner).json() {
+                Ok(notes) => ("200 OK", notes),
+                Err(why) => ("500 Internal Server Error", format!(r#"{{"error":{}}}"#, quoted(&why))),
+            },
             "POST /notes" => match self.store.lock().unwrap_or_else(PoisonError::into_inner).add(body) {
                 Ok(()) => ("201 Created", "{}".to_owned()),
-                Err(why) => ("500 Internal Server Error", format!(r#"{{"error":{}}}"#, quoted(&why.to_string()))),
+                Err(why) => ("500 Internal Server Error", format!(r#"{{"error":{}}}"#, quoted(&why))),
             },
             _ => ("404 Not Found", r#"{"error":"there is nothing here"}"#.to_owned()),
         }

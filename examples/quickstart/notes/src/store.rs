@@ -1,34 +1,60 @@
-//! The notes: a JSON array of strings in a file that is never half written.
+//! The notes, wherever they are kept; here, a JSON array of strings in a file that is never half
+//! written.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-pub(crate) struct Store {
+/// Keeps the notes of a service.
+pub trait Store: Send {
+    /// Returns all notes as JSON.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn json(&mut self) -> Result<String, String>;
+
+    /// Adds a note; it is durable when this returns.
+    ///
+    /// # Errors
+    /// It could not be written.
+    fn add(&mut self, note: &str) -> Result<(), String>;
+}
+
+/// Keeps notes in a file.
+pub struct FileStore {
     path: PathBuf,
     notes: Vec<String>,
 }
 
-impl Store {
-    pub(crate) fn open(path: PathBuf) -> Result<Self, String> {
+impl FileStore {
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// It cannot be read, or holds something else.
+    pub fn open(path: PathBuf) -> Result<Self, String> {
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let notes = parse(&text).ok_or_else(|| format!("{}: this is not a JSON array of strings", path.display()))?;
         Ok(Self { path, notes })
     }
 
-    pub(crate) fn json(&self) -> String {
+    fn text(&self) -> String {
         let notes: Vec<_> = self.notes.iter().map(|note| quoted(note)).collect();
         format!("[{}]", notes.join(","))
     }
+}
 
-    /// Adds a note; it is durable when this returns.
-    pub(crate) fn add(&mut self, note: &str) -> std::io::Result<()> {
+impl Store for FileStore {
+    fn json(&mut self) -> Result<String, String> {
+        Ok(self.text())
+    }
+
+    fn add(&mut self, note: &str) -> Result<(), String> {
         self.notes.push(note.to_owned());
-        let written = replace(&self.path, &self.json());
+        let written = replace(&self.path, &self.text());
         if written.is_err() {
             self.notes.pop();
         }
-        written
+        written.map_err(|e| format!("{}: {e}", self.path.display()))
     }
 }
 
@@ -44,7 +70,8 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     }
 }
 
-pub(crate) fn quoted(text: &str) -> String {
+/// Writes a text as a string of JSON.
+pub fn quoted(text: &str) -> String {
     let mut json = String::from('"');
     for c in text.chars() {
         match c {
