@@ -49,6 +49,8 @@ pub(crate) fn registry() -> Registry {
     let mut registry = Registry::new();
     #[cfg(feature = "host")]
     upgrade_host::register(&mut registry);
+    #[cfg(feature = "postgres")]
+    upgrade_postgres::register(&mut registry);
     registry
 }
 
