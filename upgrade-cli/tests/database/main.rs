@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod concurrent;
 mod site;
 
 use std::time::{Duration, Instant};
