@@ -12,6 +12,8 @@ use url::Url;
 pub struct Address {
     url: Url,
     password: Option<SecretString>,
+    /// What was asked for, where the URL leads to the near end of a tunnel.
+    far: Option<Url>,
 }
 
 impl fmt::Debug for Address {
@@ -38,10 +40,12 @@ impl Address {
                 url.scheme()
             )));
         }
-        let password = url.password().map(|encoded| SecretString::from(decoded(encoded)));
+        let named = url.query_pairs().find(|(name, _)| name == "password").map(|(_, value)| value.into_owned());
+        let password = named.or(url.password().map(decoded)).map(SecretString::from);
         // A URL with a host has room for a password; one without has none to remove.
         let _ = url.set_password(None);
-        let address = Self { url, password };
+        without(&mut url, &["password"]);
+        let address = Self { url, password, far: None };
         address
             .options()
             .map(|_| address)
@@ -58,8 +62,11 @@ impl Address {
     /// Names another database of the same server.
     #[must_use]
     pub fn database(mut self, name: &str) -> Self {
-        if let Ok(mut path) = self.url.path_segments_mut() {
-            path.clear().push(name);
+        for url in std::iter::once(&mut self.url).chain(&mut self.far) {
+            if let Ok(mut path) = url.path_segments_mut() {
+                path.clear().push(name);
+            }
+            without(url, &["dbname"]);
         }
         self
     }
@@ -79,7 +86,17 @@ impl Address {
     /// # Errors
     /// A parameter has no such value.
     pub fn options(&self) -> Result<PgConnectOptions, sqlx::Error> {
-        let options: PgConnectOptions = self.url.as_str().parse()?;
+        // No pooler between here and the server has to know the parameter.
+        let mut options = self.url.as_str().parse::<PgConnectOptions>()?.extra_float_digits(None);
+        if let Some(far) = &self.far {
+            // What ~/.pgpass has for the far end is not found under the near one.
+            options = far
+                .as_str()
+                .parse::<PgConnectOptions>()?
+                .extra_float_digits(None)
+                .host(options.get_host())
+                .port(options.get_port());
+        }
         Ok(match &self.password {
             Some(password) => options.password(password.expose_secret()),
             None => options,
@@ -96,6 +113,11 @@ impl Address {
             },
             _ => "localhost".to_owned(),
         }
+    }
+
+    /// Tells whether it is a socket in the file system, which leads to no other machine.
+    pub fn is_socket(&self) -> bool {
+        self.options().is_ok_and(|options| options.get_socket().is_some())
     }
 
     /// Returns the port.
@@ -119,12 +141,21 @@ impl Address {
         let options = self.options()?;
         let host =
             options.get_socket().map_or_else(|| options.get_host().to_owned(), |path| path.display().to_string());
-        let mut environment = vec![
+        let mut environment = Vec::new();
+        let host = match &self.far {
+            // Through a tunnel, the certificate is still the far end's.
+            Some(far) => {
+                environment.push(("PGHOSTADDR", host));
+                far.as_str().parse::<PgConnectOptions>()?.get_host().to_owned()
+            }
+            None => host,
+        };
+        environment.extend([
             ("PGHOST", host),
             ("PGPORT", options.get_port().to_string()),
             ("PGUSER", options.get_username().to_owned()),
             ("PGDATABASE", self.database_name()),
-        ];
+        ]);
         if let Some(password) = &self.password {
             environment.push(("PGPASSWORD", password.expose_secret().to_owned()));
         }
@@ -145,10 +176,28 @@ impl Address {
     /// Leads the same connection to another place: the near end of a tunnel.
     #[must_use]
     pub(crate) fn through(mut self, address: std::net::SocketAddr) -> Self {
+        self.far.get_or_insert_with(|| self.url.clone());
+        without(&mut self.url, &["host", "hostaddr", "port"]);
         // Of a URL whose host was read once, host and port can be set again.
         let _ = self.url.set_ip_host(address.ip());
         let _ = self.url.set_port(Some(address.port()));
         self
+    }
+}
+
+/// Takes parameters out of a URL.
+fn without(url: &mut Url, names: &[&str]) {
+    if !url.query_pairs().any(|(name, _)| names.contains(&&*name)) {
+        return;
+    }
+    let kept: Vec<_> = url
+        .query_pairs()
+        .filter(|(name, _)| !names.contains(&&**name))
+        .map(|(n, v)| (n.into_owned(), v.into_owned()))
+        .collect();
+    url.set_query(None);
+    if !kept.is_empty() {
+        url.query_pairs_mut().extend_pairs(kept);
     }
 }
 
@@ -175,6 +224,29 @@ mod tests {
         let environment = address.environment().unwrap();
         assert!(environment.contains(&("PGPASSWORD", "p@ss+w&rd".into())));
         assert!(environment.contains(&("PGSSLMODE", "require".into())));
+    }
+
+    #[test]
+    fn a_password_among_the_parameters_is_one_too() {
+        let address = Address::parse("postgres://ann@db/orders?password=hunter2&sslmode=require").unwrap();
+        assert_eq!(address.password().unwrap().expose_secret(), "hunter2");
+        assert_eq!(address.url(), "postgres://ann@db/orders?sslmode=require");
+    }
+
+    #[test]
+    fn through_a_tunnel_the_near_end_is_met_whatever_spelling_the_far_one_has() {
+        for text in ["postgres://ann@db:6432/orders?sslmode=require", "postgres:///orders?user=ann&host=db&port=6432"] {
+            let near = Address::parse(text).unwrap().through("127.0.0.1:4711".parse().unwrap());
+            let options = near.options().unwrap();
+            assert_eq!(
+                (options.get_host(), options.get_port(), options.get_database()),
+                ("127.0.0.1", 4711, Some("orders"))
+            );
+            let environment = near.environment().unwrap();
+            // libpq then asks for the certificate of the far end.
+            assert!(environment.contains(&("PGHOST", "db".into())), "{environment:?}");
+            assert!(environment.contains(&("PGHOSTADDR", "127.0.0.1".into())), "{environment:?}");
+        }
     }
 
     #[test]
@@ -205,8 +277,10 @@ mod tests {
 
     #[test]
     fn another_database_of_the_same_server_keeps_the_rest() {
+        for text in ["postgres://ann:pw@db:6432/orders?sslmode=disable", "postgres://ann:pw@db:6432/?dbname=orders"] {
+            assert_eq!(Address::parse(text).unwrap().database("a b/c").database_name(), "a b/c");
+        }
         let address = Address::parse("postgres://ann:pw@db:6432/orders?sslmode=disable").unwrap().database("a b/c");
-        assert_eq!(address.database_name(), "a b/c");
         assert_eq!((address.host().as_str(), address.port()), ("db", 6432));
         assert_eq!(address.password().unwrap().expose_secret(), "pw");
     }

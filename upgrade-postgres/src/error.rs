@@ -89,6 +89,10 @@ impl From<PostgresError> for StepError {
         let Some(server) = source.as_database_error().and_then(|e| e.try_downcast_ref::<PgDatabaseError>()) else {
             return of_connection(&doing, &source);
         };
+        // What a pooler that gives each transaction another session makes of a prepared statement.
+        if matches!(server.code(), "26000" | "42P05") && server.message().contains("\"sqlx_s_") {
+            return transaction_pooler().with_cause(&source);
+        }
         let (class, hint) = advice(server.code(), server.message());
         let mut error = StepError::new(class, format!("{doing} failed: {} ({})", server.message(), server.code()));
         if let Some(hint) = hint.or(server.hint()) {
@@ -155,6 +159,12 @@ fn of_connection(doing: &str, source: &sqlx::Error) -> StepError {
         _ => (Class::Unknown, "this is not expected of a server: look at its log, and report it"),
     };
     StepError::new(class, format!("{doing} failed")).with_cause(source).with_hint(hint)
+}
+
+/// Says that what the URL leads to keeps no session.
+pub(crate) fn transaction_pooler() -> StepError {
+    StepError::permanent("the pooler before the server gives each transaction another session, and an upgrade needs one that stays")
+        .with_hint("let the pooler work in session mode for this database (PgBouncer: pool_mode = session), or name the server itself in the `url`")
 }
 
 /// Says that the call was asked to end.

@@ -5,7 +5,7 @@
 //! were in the way are watched, and the next attempt comes as soon as they are gone.
 //!
 //! ```text
-//!             ┌──────────────── their transactions ended, or 1 s ───────────────┐
+//!             ┌──────────────── their transactions ended, or 5 s ───────────────┐
 //!             ▼                                                                 │
 //!   attempt (lock_timeout) ── 55P03, 40P01 ──► watch who was in the way ────────┤
 //!             │                                                                 │
@@ -27,6 +27,15 @@ use crate::session::Session;
 
 /// How often those in the way are looked at.
 const LOOK: Duration = Duration::from_millis(25);
+/// How long a look may take: it must never hold up the work itself.
+const GLANCE: Duration = Duration::from_secs(2);
+/// The first pause where nobody was seen in the way; each one after that is twice as long.
+const BLIND: Duration = Duration::from_millis(50);
+/// Finds texts between quotes, and between dollars, in a statement, also where its end is cut off.
+const QUOTED: &str = r"'([^'\\]|\\.|'')*('|$)";
+const DOLLARS: &str = r"\$(\w*?)\$.*?(\$\1\$|$)";
+/// How often a wait is reported.
+const REPORT: Duration = Duration::from_secs(1);
 
 /// Says how long a statement waits for locks, and what is done about those in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +44,8 @@ pub struct LockPolicy {
     pub lock_timeout: Duration,
     /// How long attempts are made, all in all.
     pub budget: Duration,
-    /// The longest pause between two attempts.
+    /// The longest pause between two attempts. The next one comes as soon as those who were seen in
+    /// the way are gone; the pause is for locks that are let go of within a transaction.
     pub pause: Duration,
     /// Ends sessions in the way that have been idle in their transaction for this long.
     pub end_idle_in_transaction: Option<Duration>,
@@ -46,7 +56,7 @@ impl Default for LockPolicy {
         Self {
             lock_timeout: Duration::from_millis(50),
             budget: Duration::from_secs(300),
-            pause: Duration::from_secs(1),
+            pause: Duration::from_secs(5),
             end_idle_in_transaction: None,
         }
     }
@@ -132,8 +142,14 @@ impl LockPolicy {
         mut work: impl for<'c> FnMut(&'c mut PgConnection, Scope<'c, 'a>) -> Attempt<'c, T> + Send,
     ) -> Result<T, PostgresError> {
         let timeout = self.lock_timeout.as_millis().max(1);
+        // Deadlocks are found, and vacuums that stand in the way step aside, only after
+        // deadlock_timeout; a superuser can have that before the attempt is over.
+        let early = match session.facts().superuser {
+            true => format!("; set local deadlock_timeout = {}", (timeout / 2).clamp(1, 1000)),
+            false => String::new(),
+        };
         let (begin, end, give_up) = match transaction {
-            true => (format!("begin; set local lock_timeout = {timeout}"), "commit", "rollback"),
+            true => (format!("begin; set local lock_timeout = {timeout}{early}"), "commit", "rollback"),
             false => (format!("set lock_timeout = {timeout}"), "set lock_timeout = 0", "set lock_timeout = 0"),
         };
         let began = Instant::now();
@@ -161,18 +177,29 @@ impl LockPolicy {
             let trying = canceller.cancels(cx, trying);
             let done = match &mut watch {
                 None => trying.await,
-                Some(watch) => {
+                Some(seen) => {
                     tokio::pin!(trying);
-                    loop {
-                        tokio::select! {
-                            biased;
-                            done = &mut trying => break done,
-                            () = tokio::time::sleep(LOOK) => {
-                                let found = blockers_of(watch, pid).await?;
-                                if !found.is_empty() {
-                                    blockers = found;
-                                }
+                    let looking = async {
+                        loop {
+                            tokio::time::sleep(LOOK.min(self.lock_timeout / 5)).await;
+                            match glance(blockers_of(seen, pid)).await {
+                                Ok(found) if found.is_empty() => {}
+                                Ok(found) => blockers = found,
+                                Err(_) => break,
                             }
+                        }
+                    };
+                    // What watches may break, and the work goes on; it is opened anew for the next wait.
+                    let broke = tokio::select! {
+                        biased;
+                        done = &mut trying => Ok(done),
+                        () = looking => Err(()),
+                    };
+                    match broke {
+                        Ok(done) => done,
+                        Err(()) => {
+                            watch = None;
+                            trying.await
                         }
                     }
                 }
@@ -190,12 +217,19 @@ impl LockPolicy {
             if waited >= self.budget {
                 return Err(self.given_up(what, waited, number, &blockers, error).into());
             }
-            let watch = match &mut watch {
-                Some(watch) => watch,
-                None => watch.insert(session.sibling("upgrade").await?),
-            };
-            cx.progress(0, None, waiting(what, waited, &blockers));
-            self.until_free(cx, watch, &mut blockers, self.budget.saturating_sub(waited)).await?;
+            if watch.is_none() {
+                // Where no more connections are to be had, one waits without knowing for whom.
+                watch = session.sibling(cx, "upgrade").await.ok();
+                not_cancelled(cx)?;
+                if let Some(watch) = &mut watch {
+                    // The first look takes the longest, and the next attempt may be a short one.
+                    let _ = glance(blockers_of(watch, pid)).await;
+                }
+            }
+            if self.until_free(cx, what, began, &mut watch, &mut blockers, number).await.is_err() {
+                not_cancelled(cx)?;
+                watch = None;
+            }
         }
     }
 
@@ -203,26 +237,35 @@ impl LockPolicy {
     async fn until_free(
         &self,
         cx: &Context,
-        watch: &mut Session,
+        what: &str,
+        began: Instant,
+        watch: &mut Option<Session>,
         blockers: &mut Vec<Blocker>,
-        left: Duration,
+        number: u64,
     ) -> Result<(), PostgresError> {
         // Two orchestrators that meet must not meet again and again.
-        let jitter = f64::from(watch.facts().pid.rem_euclid(97)) / 97.0;
-        let pause = if blockers.is_empty() { self.pause / 20 } else { self.pause };
+        let jitter = f64::from(watch.as_ref().map_or(50, |watch| watch.facts().pid.rem_euclid(97))) / 97.0;
+        let pause = match blockers.is_empty() {
+            true => self.pause.min(BLIND * 2_u32.pow(u32::try_from(number.clamp(1, 5) - 1).unwrap_or(0))),
+            false => self.pause,
+        };
+        let left = self.budget.saturating_sub(began.elapsed());
         let until = Instant::now() + pause.mul_f64(0.5 + 0.5 * jitter).min(left);
+        let mut report = Instant::now();
         while Instant::now() < until {
+            if Instant::now() >= report {
+                cx.progress(0, None, waiting(what, began.elapsed(), blockers));
+                report += REPORT;
+            }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = cx.cancelled().cancelled() => return Err(cancelled().into()),
             }
-            if blockers.is_empty() {
-                continue;
-            }
+            let Some(watch) = watch.as_mut().filter(|_| !blockers.is_empty()) else { continue };
             if let Some(longest) = self.end_idle_in_transaction {
-                end_idle(watch, blockers, longest).await?;
+                glance(end_idle(watch, blockers, longest)).await?;
             }
-            if !any_left(watch, blockers).await? {
+            if !glance(any_left(watch, blockers)).await? {
                 blockers.clear();
                 return Ok(());
             }
@@ -257,6 +300,11 @@ impl LockPolicy {
     }
 }
 
+/// Awaits a look at the server, but not for ever.
+async fn glance<T>(looking: impl Future<Output = Result<T, PostgresError>>) -> Result<T, PostgresError> {
+    tokio::time::timeout(GLANCE, looking).await.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into()))
+}
+
 fn waiting(what: &str, waited: Duration, blockers: &[Blocker]) -> String {
     match blockers {
         [] => format!("{what}: waits for a lock, {} so far", Span(waited)),
@@ -272,18 +320,25 @@ fn waiting(what: &str, waited: Duration, blockers: &[Blocker]) -> String {
 /// # Errors
 /// The connection broke.
 pub(crate) async fn blockers_of(watch: &mut Session, pid: i32) -> Result<Vec<Blocker>, PostgresError> {
+    // Texts in other people's statements are nobody's business here: they may be passwords.
     let rows: Vec<(i32, Option<String>, String)> = sqlx::query_as(
         "select a.pid, \
-           (select min(l.virtualtransaction) from pg_locks l where l.pid = a.pid and l.granted), \
-           format('pid %s (%s%s, %s, transaction of %s s): %s', a.pid, coalesce(a.usename, a.backend_type, 'unknown'), \
-             case when a.application_name <> '' then ' ' || a.application_name else '' end, \
-             coalesce(a.state, 'state not visible'), \
-             coalesce(round(extract(epoch from clock_timestamp() - a.xact_start), 1)::text, '?'), \
-             coalesce(left(regexp_replace(a.query, '\\s+', ' ', 'g'), 100), '?')) \
-         from unnest(pg_blocking_pids($1)) as b(pid) join pg_stat_activity a on a.pid = b.pid \
+           (select min(l.virtualtransaction) from pg_catalog.pg_locks l where l.pid = a.pid and l.granted), \
+           pg_catalog.concat('pid ', a.pid::text, ' (', coalesce(a.usename::text, a.backend_type, 'unknown'), \
+             case when a.application_name <> '' then pg_catalog.concat(' ', a.application_name) else '' end, ', ', \
+             coalesce(a.state, 'state not visible'), ', transaction of ', \
+             coalesce(pg_catalog.round(extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::numeric, 1)::text, '?'), \
+             ' s): ', \
+             coalesce(pg_catalog.left(pg_catalog.regexp_replace(pg_catalog.regexp_replace(pg_catalog.regexp_replace( \
+                 a.query, $3, '''…''', 'g'), $2, '''…''', 'g'), \
+               '[[:space:][:cntrl:]]+', ' ', 'g'), 100), '?')) \
+         from pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) as b(pid) \
+         join pg_catalog.pg_stat_activity a on a.pid = b.pid \
          where b.pid <> 0 group by a.pid, a.usename, a.backend_type, a.application_name, a.state, a.xact_start, a.query",
     )
     .bind(pid)
+    .bind(QUOTED)
+    .bind(DOLLARS)
     .fetch_all(watch.connection())
     .await
     .doing(|| "looking who holds the lock".into())?;
@@ -298,7 +353,7 @@ pub(crate) async fn blockers_of(watch: &mut Session, pid: i32) -> Result<Vec<Blo
 async fn any_left(watch: &mut Session, blockers: &[Blocker]) -> Result<bool, PostgresError> {
     // Everybody may see pg_locks; what another user's session does, not everybody may.
     sqlx::query_scalar(
-        "select exists (select from pg_locks l join unnest($1::int[], $2::text[]) as b(pid, transaction) \
+        "select exists (select from pg_catalog.pg_locks l join pg_catalog.unnest($1::int[], $2::text[]) as b(pid, transaction) \
          on l.pid = b.pid and l.virtualtransaction = b.transaction where l.granted)",
     )
     .bind(blockers.iter().map(|blocker| blocker.pid).collect::<Vec<_>>())
@@ -310,8 +365,9 @@ async fn any_left(watch: &mut Session, blockers: &[Blocker]) -> Result<bool, Pos
 
 async fn end_idle(watch: &mut Session, blockers: &[Blocker], longest: Duration) -> Result<(), PostgresError> {
     sqlx::query(
-        "select pg_terminate_backend(pid) from pg_stat_activity where pid = any($1) \
-         and state like 'idle in transaction%' and state_change < clock_timestamp() - make_interval(secs => $2)",
+        "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity where pid = any($1) \
+         and state like 'idle in transaction%' and pg_catalog.pg_has_role(usesysid, 'USAGE') \
+         and state_change < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2)",
     )
     .bind(blockers.iter().map(|blocker| blocker.pid).collect::<Vec<_>>())
     .bind(longest.as_secs_f64())

@@ -1,5 +1,6 @@
 //! One connection of a step's call, and how it ends: by itself, by cancellation, or from outside.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -14,6 +15,12 @@ use crate::target::{Opened, close};
 
 /// How long sessions that were told to end may take to do so.
 const ENDING: Duration = Duration::from_secs(30);
+/// How long a cancelled statement's server may be out of reach until its connection counts as lost.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How many looks in a row find the server idle until its answer counts as lost.
+const IDLE: u32 = 15;
+/// How long one attempt at a connection beside a session may take.
+const BESIDE: Duration = Duration::from_secs(5);
 
 /// Spells the `application_name` of what a step does, in both directions: `upgrade/STEP/DIGEST`.
 ///
@@ -52,8 +59,11 @@ impl ServerFacts {
 pub struct Session {
     connection: PgConnection,
     facts: ServerFacts,
+    /// When the server's process began, which tells it from a later one of the same number.
+    began: String,
     address: Address,
-    passage: Option<Passage>,
+    /// Held by all that connect beside it as well: closed with the last of them.
+    passage: Option<Arc<Passage>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -67,15 +77,17 @@ impl Session {
         address: &Address,
         application: &str,
         statement_timeout: Option<Duration>,
-        passage: Option<Passage>,
+        passage: Option<Arc<Passage>>,
     ) -> Opened {
         let options = address.options()?.application_name(application);
         let mut connection = PgConnection::connect_with(&options).await?;
-        type Row = (i32, i32, String, bool, bool, bool);
-        let (version, pid, user, superuser, in_recovery, read_only): Row = sqlx::query_as(
-            "select current_setting('server_version_num')::int, pg_backend_pid(), session_user::text, \
-             (select rolsuper from pg_roles where rolname = session_user), pg_is_in_recovery(), \
-             current_setting('default_transaction_read_only')::bool",
+        type Row = (i32, i32, String, String, bool, bool, bool);
+        let (version, pid, began, user, superuser, in_recovery, read_only): Row = sqlx::query_as(
+            "select pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_backend_pid(), \
+             coalesce((select backend_start::text from pg_catalog.pg_stat_activity \
+                       where pid = pg_catalog.pg_backend_pid()), ''), session_user::text, \
+             (select rolsuper from pg_catalog.pg_roles where rolname = session_user), \
+             pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only')::bool",
         )
         .fetch_one(&mut connection)
         .await?;
@@ -90,7 +102,7 @@ impl Session {
             settings.push_str("set client_connection_check_interval = '2s';");
         }
         sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut connection).await?;
-        Ok(Self { connection, facts, address: address.clone(), passage })
+        Ok(Self { connection, facts, began, address: address.clone(), passage })
     }
 
     /// Returns the connection.
@@ -132,7 +144,12 @@ impl Session {
 
     /// Returns what cancels the statement that runs on this session.
     pub fn canceller(&self) -> Canceller {
-        Canceller { address: self.address.clone(), pid: self.facts.pid }
+        Canceller {
+            address: self.address.clone(),
+            pid: self.facts.pid,
+            began: self.began.clone(),
+            _passage: self.passage.clone(),
+        }
     }
 
     /// Runs statements that take no parameters, one or many.
@@ -157,7 +174,7 @@ impl Session {
         let key = advisory_key(name);
         let began = tokio::time::Instant::now();
         loop {
-            let taken: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
+            let taken: bool = sqlx::query_scalar("select pg_catalog.pg_try_advisory_lock($1)")
                 .bind(key)
                 .fetch_one(&mut self.connection)
                 .await
@@ -180,9 +197,13 @@ impl Session {
     pub async fn end_sessions_of(&mut self, cx: &Context, application: &str) -> Result<(), StepError> {
         let began = tokio::time::Instant::now();
         loop {
+            // A pooler may add where its client is. Of another user's session of that name, which
+            // this one may not end, the error tells.
             let left: Vec<i32> = sqlx::query_scalar(
-                "select pid from pg_stat_activity where application_name = $1 and pid <> pg_backend_pid() \
-                 and (pg_terminate_backend(pid) or true)",
+                "select pid from pg_catalog.pg_stat_activity \
+                 where pg_catalog.starts_with(application_name, $1) and pid <> pg_catalog.pg_backend_pid() \
+                 and case when pg_catalog.pg_has_role(usesysid, 'USAGE') \
+                          then pg_catalog.pg_terminate_backend(pid) or true else true end",
             )
             .bind(application)
             .fetch_all(&mut self.connection)
@@ -204,8 +225,13 @@ impl Session {
         }
     }
 
-    pub(crate) async fn sibling(&self, application: &str) -> Opened {
-        Self::open(&self.address, application, None, None).await
+    /// Opens another session in the same place, by the same way.
+    pub(crate) async fn sibling(&self, cx: &Context, application: &str) -> Opened {
+        let opening = Self::open(&self.address, application, None, self.passage.clone());
+        tokio::select! {
+            opened = tokio::time::timeout(BESIDE, opening) => opened.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into())),
+            () = cx.cancelled().cancelled() => Err(cancelled().into()),
+        }
     }
 }
 
@@ -221,6 +247,8 @@ pub fn advisory_key(name: &str) -> i64 {
 pub struct Canceller {
     address: Address,
     pid: i32,
+    began: String,
+    _passage: Option<Arc<Passage>>,
 }
 
 impl Canceller {
@@ -250,24 +278,49 @@ impl Canceller {
             () = cx.cancelled().cancelled() => {}
         }
         // A cancellation that comes between two statements is lost: it is sent until the work ends.
+        let mut heard = tokio::time::Instant::now();
+        let mut idle = 0;
         loop {
             let pause = async {
-                let _ = self.send().await;
+                let sent = tokio::time::timeout(BESIDE, self.send()).await;
                 tokio::time::sleep(Duration::from_millis(200)).await;
+                sent
             };
             tokio::select! {
                 biased;
                 done = &mut work => return if done.is_ok() { done } else { Err(cancelled().into()) },
-                () = pause => {}
+                sent = pause => match sent {
+                    Ok(Ok(busy)) => {
+                        heard = tokio::time::Instant::now();
+                        idle = if busy { 0 } else { idle + 1 };
+                    }
+                    Ok(Err(_)) | Err(_) => {}
+                },
+            }
+            // Of a connection that broke without a word, the work would wait for ever.
+            if idle > IDLE || heard.elapsed() > SILENCE {
+                return Err(StepError::unknown(
+                    "the connection to the server was lost while a statement was cancelled",
+                )
+                .with_hint("check the network between here and the server, then `upgrade resume`")
+                .into());
             }
         }
     }
 
-    async fn send(&self) -> Result<(), PostgresError> {
+    /// Tells whether the session was at work.
+    async fn send(&self) -> Result<bool, PostgresError> {
         let options = self.address.options()?.application_name("upgrade");
         let mut connection = PgConnection::connect_with(&options).await?;
-        sqlx::query("select pg_cancel_backend($1)").bind(self.pid).execute(&mut connection).await?;
+        let busy: Option<bool> = sqlx::query_scalar(
+            "select state = 'active' and pg_catalog.pg_cancel_backend(pid) from pg_catalog.pg_stat_activity \
+             where pid = $1 and backend_start::text = $2",
+        )
+        .bind(self.pid)
+        .bind(&self.began)
+        .fetch_optional(&mut connection)
+        .await?;
         close(connection).await;
-        Ok(())
+        Ok(busy == Some(true))
     }
 }

@@ -117,6 +117,11 @@ impl Database {
                     .at("url")
                     .with_hint("take it out and name it: `password: { env: PGPASSWORD }`, or the whole URL: `url: { env: DATABASE_URL }`"));
             }
+            if config.via.is_some() && address.is_socket() {
+                return Err(BuildError::new("a socket of this machine cannot be reached through another target")
+                    .at("via")
+                    .with_hint("take `via` out, or write host and port as the other side knows them into the `url`"));
+            }
         }
         let tunnel = config.via.as_deref().map(|name| cx.tunnel(name)).transpose()?;
         let lock = lock_of(&config, cx);
@@ -194,7 +199,7 @@ impl Database {
             let (address, passage) = match &self.tunnel {
                 Some(tunnel) => {
                     let passage = tunnel.open(cx, &host, port).await?;
-                    (address.through(passage.address()), Some(passage))
+                    (address.through(passage.address()), Some(Arc::new(passage)))
                 }
                 None => (address, None),
             };
@@ -211,6 +216,17 @@ impl Database {
             Err(_) => Err(StepError::transient(format!("{} took longer than {}", doing(), Span(patience)))
                 .with_hint("check host, port and firewalls between here and the server; `connect_timeout` on the target gives it longer")),
         }
+    }
+
+    /// Refuses a pooler that gives each transaction another session: while one rests, a second one
+    /// begins a transaction. Of a server, or in session mode, it cannot get the process of the first.
+    async fn require_session_of_its_own(&self, cx: &Context, session: &mut Session) -> Result<(), StepError> {
+        let mut other = self.connect_aside(cx).await?;
+        sqlx::raw_sql("begin").execute(other.connection()).await.doing(|| "beginning a transaction".into())?;
+        let pid = sqlx::query_scalar::<_, i32>("select pg_catalog.pg_backend_pid()").persistent(false);
+        let pid = pid.fetch_one(other.connection()).await.doing(|| "asking for the server's process".into())?;
+        other.close().await;
+        if pid == session.facts().pid { Err(crate::error::transaction_pooler()) } else { Ok(()) }
     }
 
     /// Ends what an interrupted call of this step left running on the server, and waits for its end.
@@ -235,13 +251,27 @@ impl Target for Database {
 
     async fn identity(&self, cx: &Context) -> Result<String, StepError> {
         let mut session = self.connect_aside(cx).await?;
+        // Asked once, before anything is changed: behind such a pooler nothing of a session holds.
+        self.require_session_of_its_own(cx, &mut session).await?;
         // Not the oid: a restore swaps another database into the name.
         let identity = sqlx::query_scalar::<_, String>(
-            "select format('system %s database %s', (select system_identifier from pg_control_system()), current_database())",
+            "select pg_catalog.concat('system ', (select system_identifier::text from pg_catalog.pg_control_system()), \
+             ' database ', current_database()::text)",
         )
         .fetch_one(session.connection())
         .await
-        .doing(|| "reading the server's identity".into())?;
+        .map_err(|error| {
+            let error = PostgresError::Sql { doing: "reading the server's identity".into(), source: error };
+            let denied = error.code() == Some("42501");
+            let error = StepError::from(error);
+            if denied {
+                error.with_hint(
+                    "as a superuser: `grant execute on function pg_control_system() to` the user of the target's `url`",
+                )
+            } else {
+                error
+            }
+        })?;
         session.close().await;
         Ok(identity)
     }

@@ -4,6 +4,8 @@
 
 mod connection;
 mod documentation;
+mod forwarder;
+mod ledger;
 mod locking;
 mod sql;
 mod sweeps;
