@@ -151,36 +151,49 @@ async fn set(connection: &mut PgConnection, values: &[String]) -> Result<(), Pos
     Ok(())
 }
 
+/// Lists the columns of a table by name; `None` where there is no such table.
+pub(crate) async fn columns(
+    connection: &mut PgConnection,
+    table: &TableName,
+) -> Result<Option<Vec<Identifier>>, PostgresError> {
+    let found: Option<Vec<String>> = sqlx::query_scalar(
+        "select array(select attname::text from pg_attribute \
+           where attrelid = c.oid and attnum > 0 and not attisdropped order by attname) \
+         from pg_class c where c.oid = to_regclass($1)",
+    )
+    .bind(table.to_string())
+    .fetch_optional(connection)
+    .await
+    .doing(|| format!("reading the columns of {table}"))?;
+    let name = |text| Identifier::new(text).expect("the catalog holds names");
+    Ok(found.map(|columns| columns.into_iter().map(name).collect()))
+}
+
 async fn read_one(
     connection: &mut PgConnection,
     table: &TableName,
     excluded: &[Identifier],
 ) -> Result<Fingerprint, PostgresError> {
-    let found: Option<(bool, Vec<String>)> = sqlx::query_as(
-        "select c.relkind = 'r', array(select attname::text from pg_attribute \
-           where attrelid = c.oid and attnum > 0 and not attisdropped order by attname) \
-         from pg_class c where c.oid = to_regclass($1)",
-    )
-    .bind(table.to_string())
-    .fetch_optional(&mut *connection)
-    .await
-    .doing(|| format!("reading the columns of {table}"))?;
-    let Some((alone, columns)) = found else {
+    let Some(columns) = columns(connection, table).await? else {
         return Err(StepError::permanent(format!("there is no table {table}"))
             .with_hint("check its name and schema; without a schema it is looked for in `public`")
             .into());
     };
-    if let Some(unknown) = excluded.iter().find(|name| !columns.iter().any(|column| column == name.as_str())) {
+    if let Some(unknown) = excluded.iter().find(|name| !columns.contains(name)) {
+        let known: Vec<_> = columns.iter().map(Identifier::as_str).collect();
         return Err(StepError::permanent(format!("table {table} has no column {unknown}"))
-            .with_hint(format!("its columns are {}", columns.join(", ")))
+            .with_hint(format!("its columns are {}", known.join(", ")))
             .into());
     }
-    let columns: Vec<String> = columns
-        .into_iter()
-        .filter(|column| !excluded.iter().any(|name| name.as_str() == column))
-        .map(|column| format!("t.{}", Identifier::new(column).expect("the catalog holds names")))
-        .collect();
+    // Rows of a table that inherits from this one are that table's own.
+    let alone: bool = sqlx::query_scalar("select relkind = 'r' from pg_class where oid = to_regclass($1)")
+        .bind(table.to_string())
+        .fetch_one(&mut *connection)
+        .await
+        .doing(|| format!("looking at {table}"))?;
     let only = if alone { "only " } else { "" };
+    let columns: Vec<String> =
+        columns.iter().filter(|name| !excluded.contains(name)).map(|name| format!("t.{name}")).collect();
     // The offset keeps the text from being made twice. Written as a constant of its own type it leaves
     // the scan to parallel workers; a plain 0 would not.
     let sql = format!(

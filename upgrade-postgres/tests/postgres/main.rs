@@ -5,6 +5,7 @@
 mod connection;
 mod documentation;
 mod fingerprint;
+mod integrity;
 mod locking;
 mod sql;
 mod sweeps;
