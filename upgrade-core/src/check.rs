@@ -37,10 +37,10 @@ pub trait Check: Send + Sync + 'static {
         Value::Null
     }
 
-    /// Tells whether the answer compares with figures measured before the run.
+    /// Tells whether the answer compares with what was measured before the run.
     ///
-    /// If so, the executor measures once while the run is *checking*; [`Context::baseline`]
-    /// gives the figures.
+    /// If so, the executor asks once while the run is *checking*; [`Context::baseline`] gives the
+    /// figures of that answer, [`Context::baseline_fact`] its texts.
     fn needs_baseline(&self) -> bool {
         false
     }

@@ -70,6 +70,13 @@ pub struct Progress {
     pub message: String,
 }
 
+/// Holds what a check answered before the run.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Baseline {
+    pub(crate) figures: BTreeMap<String, f64>,
+    pub(crate) facts: BTreeMap<String, String>,
+}
+
 /// Connects a context to the run behind it.
 #[async_trait]
 pub(crate) trait Backend: Send + Sync + 'static {
@@ -92,7 +99,8 @@ pub(crate) struct Parts {
     pub(crate) from: Option<Version>,
     pub(crate) to: Option<Version>,
     pub(crate) outputs: Arc<BTreeMap<StepId, Value>>,
-    pub(crate) baseline: BTreeMap<String, f64>,
+    pub(crate) baseline: Baseline,
+    pub(crate) is_baseline: bool,
     pub(crate) checkpoint: Option<Value>,
     pub(crate) secrets: Secrets,
     pub(crate) sealed: Arc<dyn SealedStorage>,
@@ -248,7 +256,25 @@ impl Context {
 
     /// Returns a figure that this check measured before the run.
     pub fn baseline(&self, name: &str) -> Option<f64> {
-        self.parts.baseline.get(name).copied()
+        self.parts.baseline.figures.get(name).copied()
+    }
+
+    /// Returns a text that this check read before the run.
+    pub fn baseline_fact(&self, name: &str) -> Option<&str> {
+        self.parts.baseline.facts.get(name).map(String::as_str)
+    }
+
+    /// Returns every text that this check read before the run, by name.
+    pub fn baseline_facts(&self) -> &BTreeMap<String, String> {
+        &self.parts.baseline.facts
+    }
+
+    /// Tells whether this check is asked before the run, so that its answer is the baseline itself.
+    ///
+    /// When it is not, and nothing was read before the run, there is nothing to compare with: the
+    /// answer is *unknown*.
+    pub fn is_baseline(&self) -> bool {
+        self.parts.is_baseline
     }
 
     /// Resolves a secret; what it returns is masked in all that the run writes.

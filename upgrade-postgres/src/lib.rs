@@ -7,11 +7,13 @@
 //! - [`session`]: one connection, cancelled with the call, ended after a crash;
 //! - [`locking`]: strong locks under live traffic;
 //! - [`ledger`]: what a run keeps in the database, in the transaction of the effect it speaks of;
+//! - [`fingerprint`]: what tables hold, compared without reading them twice;
 //! - [`identifier`]: names, quoted.
 
 pub mod address;
 pub mod checks;
 pub mod error;
+pub mod fingerprint;
 pub mod identifier;
 pub mod ledger;
 pub mod locking;

@@ -16,7 +16,7 @@ use super::clock::Clock;
 use super::decide::Call;
 use super::observers::Observers;
 use super::state::{Run, StepRun};
-use crate::context::{Backend, Context, Direction, LEASE, Parts, Progress};
+use crate::context::{Backend, Baseline, Context, Direction, LEASE, Parts, Progress};
 use crate::entry::{Phase, Versioned};
 use crate::erased::{AnyPrepared, AnyStep};
 use crate::error::{CheckError, StepError};
@@ -109,6 +109,7 @@ struct Subject<'a> {
     kind: &'a str,
     direction: Direction,
     step: Option<(&'a StepNode, &'a AnyStep)>,
+    is_baseline: bool,
 }
 
 impl Caller {
@@ -129,7 +130,7 @@ impl Caller {
         };
         let baseline = match (&subject.step, CheckId::try_from(subject.id)) {
             (None, Ok(id)) => run.baselines.get(&id).cloned().unwrap_or_default(),
-            _ => BTreeMap::new(),
+            _ => Baseline::default(),
         };
         Ok(Context::new(Parts {
             run: run.id().clone(),
@@ -147,6 +148,7 @@ impl Caller {
             to: self.pipeline.to.clone(),
             outputs: run.outputs().clone(),
             baseline,
+            is_baseline: subject.is_baseline,
             checkpoint: match subject.step {
                 Some((_, step)) => readable_checkpoint(step, step_run, subject.direction)?,
                 None => None,
@@ -159,7 +161,7 @@ impl Caller {
 
     /// Makes a context for something that is neither a step nor one of the pipeline's checks.
     pub(crate) fn plain_context(&self, run: &Run, id: &str, kind: &str) -> Result<Context, StepError> {
-        let subject = Subject { id, kind, direction: Direction::Forward, step: None };
+        let subject = Subject { id, kind, direction: Direction::Forward, step: None, is_baseline: false };
         self.context(run, &subject, &CancellationToken::new(), None)
     }
 
@@ -242,7 +244,8 @@ impl Caller {
         let timeout = if direction == Direction::Forward { node.policy.timeout } else { node.policy.undo_timeout };
         let left = budget_end.map_or(timeout.0, |end| self.clock.until(end).min(timeout.0));
         let deadline = Instant::now() + left;
-        let subject = Subject { id: id.as_str(), kind: node.kind(), direction, step: Some((node, &step)) };
+        let subject =
+            Subject { id: id.as_str(), kind: node.kind(), direction, step: Some((node, &step)), is_baseline: false };
         let cx = self.context(run, &subject, cancelled, Some(deadline))?;
         let step_run = run.steps.get(id);
         let work = work(Work {
@@ -400,11 +403,12 @@ impl Ask {
             kind: node.check.kind(),
             direction: if *phase == Phase::RollbackVerify { Direction::Back } else { Direction::Forward },
             step: None,
+            is_baseline: matches!(phase, Phase::Pre | Phase::Baseline),
         };
         let cx = caller.context(run, &subject, cancelled, None)?;
-        let baseline = run.baselines.get(&node.id).cloned().unwrap_or_default();
+        let baseline = run.baselines.get(&node.id).cloned().unwrap_or_default().figures;
         // Before the run there is nothing to compare with: the figures measured now are the baseline.
-        if matches!(phase, Phase::Pre | Phase::Baseline) {
+        if subject.is_baseline {
             node.policy.limits.retain(|_, limit| !limit.is_relative());
         }
         Ok(Self { node, cx, baseline, cancelled: cancelled.clone(), secrets: caller.secrets.clone() })

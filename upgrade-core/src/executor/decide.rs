@@ -524,6 +524,7 @@ impl Pipeline {
             .iter()
             .chain(guards)
             .chain(steps)
+            .chain(self.rollback_checks())
             .filter(|node| node.needs_baseline() && seen.insert(&node.id))
             .collect()
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::drive::outcome_of;
 use super::{ExecutorError, Outcome};
-use crate::context::Direction;
+use crate::context::{Baseline, Direction};
 use crate::entry::{
     Cause, Definition, Demand, ENTRY_FORMAT, Entry, GuardAction, Header, Health, Phase, Record, Request, Resolution,
     Versioned,
@@ -32,7 +32,7 @@ pub struct Run {
     pub(crate) health: Option<Health>,
     pub(crate) steps: BTreeMap<StepId, StepRun>,
     pub(crate) checks: BTreeMap<(Phase, CheckId), Verdict>,
-    pub(crate) baselines: BTreeMap<CheckId, BTreeMap<String, f64>>,
+    pub(crate) baselines: BTreeMap<CheckId, Baseline>,
     pub(crate) targets: BTreeMap<LockName, String>,
     /// The outputs of the steps, shared with every call: copied only where one still holds them.
     outputs: Arc<BTreeMap<StepId, Value>>,
@@ -318,7 +318,9 @@ impl Run {
     fn report(&mut self, phase: &Phase, check: &CheckId, verdict: &Verdict) {
         self.checks.insert((phase.clone(), check.clone()), verdict.clone());
         if matches!(phase, Phase::Pre | Phase::Baseline) {
-            self.baselines.entry(check.clone()).or_default().extend(verdict.measurements.clone());
+            let baseline = self.baselines.entry(check.clone()).or_default();
+            baseline.figures.extend(verdict.measurements.clone());
+            baseline.facts.extend(verdict.facts.clone());
         }
         let cause = || Cause::Check { phase: phase.clone(), check: check.clone(), verdict: verdict.clone() };
         match (phase, verdict.status) {

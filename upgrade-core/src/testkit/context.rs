@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{Backend, Context, Direction, OnConflict, Parts, Progress};
+use crate::context::{Backend, Baseline, Context, Direction, OnConflict, Parts, Progress};
 use crate::error::StepError;
 use crate::names::{RunId, StepId};
 use crate::sealed::{MemorySealed, SealedStorage};
@@ -44,7 +44,8 @@ pub struct TestContext {
     from: Option<Version>,
     to: Option<Version>,
     outputs: BTreeMap<StepId, Value>,
-    baseline: BTreeMap<String, f64>,
+    baseline: Baseline,
+    is_baseline: bool,
     secrets: Secrets,
     sealed: Arc<dyn SealedStorage>,
     memory: Arc<Memory>,
@@ -66,7 +67,8 @@ impl TestContext {
             from: None,
             to: None,
             outputs: BTreeMap::new(),
-            baseline: BTreeMap::new(),
+            baseline: Baseline::default(),
+            is_baseline: false,
             secrets: Secrets::default(),
             sealed: Arc::new(MemorySealed::default()),
             memory: Arc::new(Memory::default()),
@@ -137,7 +139,21 @@ impl TestContext {
     /// Gives a figure measured before the run.
     #[must_use]
     pub fn baseline(mut self, name: impl Into<String>, value: f64) -> Self {
-        self.baseline.insert(name.into(), value);
+        self.baseline.figures.insert(name.into(), value);
+        self
+    }
+
+    /// Gives a text read before the run.
+    #[must_use]
+    pub fn baseline_fact(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.baseline.facts.insert(name.into(), value.into());
+        self
+    }
+
+    /// Asks before the run: what is answered is the baseline.
+    #[must_use]
+    pub fn is_baseline(mut self) -> Self {
+        self.is_baseline = true;
         self
     }
 
@@ -209,6 +225,7 @@ impl TestContext {
             to: self.to.clone(),
             outputs: Arc::new(self.outputs.clone()),
             baseline: self.baseline.clone(),
+            is_baseline: self.is_baseline,
             checkpoint: last.map(|(_, value)| value),
             secrets: self.secrets.clone(),
             sealed: self.sealed.clone(),

@@ -115,3 +115,43 @@ async fn a_check_that_is_late_or_breaks_is_unknown() {
         assert!(matches!(report.outcome, Outcome::Held { .. }), "late: {late}: {report:?}");
     }
 }
+
+/// Reads a text that changes with every call, and says what it has to compare it with.
+#[derive(Clone, Default)]
+struct Compares(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+#[async_trait::async_trait]
+impl Check for Compares {
+    async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
+        let mut asked = self.0.lock().unwrap();
+        let before = cx.baseline_fact("read").unwrap_or("nothing");
+        let what = if cx.is_baseline() { "baseline" } else { "later" };
+        let line = format!("{what} in {}, {before} before", cx.direction());
+        asked.push(line);
+        Ok(Verdict::pass("read").with_fact("read", format!("text {}", asked.len())))
+    }
+
+    fn needs_baseline(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_has_what_it_read_before_the_run_to_compare_with() {
+    let (bench, check) = (Bench::default(), Compares::default());
+    let fails = bench.step("a").applying(|_| async { Err(StepError::permanent("it broke")) });
+    let pipeline = Pipeline::builder("p").verify("c", check.clone()).step("a", bench.step("a")).build().unwrap();
+    bench.run(&pipeline).await;
+    let forward = ["baseline in forward, nothing before", "later in forward, text 1 before"];
+    assert_eq!(*check.0.lock().unwrap(), forward);
+
+    // Asked only after a rollback, it is measured before the run none the less.
+    let (bench, check) = (Bench::default(), Compares::default());
+    let pipeline = Pipeline::builder("p")
+        .step("a", fails)
+        .rollback_verify("c", check.clone(), CheckOptions::default())
+        .build()
+        .unwrap();
+    bench.run(&pipeline).await;
+    assert_eq!(*check.0.lock().unwrap(), [forward[0], "later in back, text 1 before"]);
+}

@@ -6,6 +6,8 @@ mod connection;
 mod documentation;
 mod forwarder;
 mod ledger;
+mod fingerprint;
+mod integrity;
 mod locking;
 mod sql;
 mod sweeps;
