@@ -13,6 +13,7 @@ pub mod address;
 pub mod checks;
 pub mod error;
 pub mod identifier;
+mod indexes;
 pub mod ledger;
 pub mod locking;
 pub mod session;

@@ -4,7 +4,12 @@
 
 mod connection;
 mod documentation;
+mod foreign_key;
+mod index;
+mod lint;
 mod locking;
+mod query;
 mod sql;
 mod sweeps;
+mod version;
 mod world;
