@@ -75,10 +75,10 @@ pub(crate) async fn read(connection: &mut PgConnection, name: &str) -> Result<Op
     type Row = (String, String, String, bool, String, bool, Option<String>, Option<String>, Json<Vec<(i16, i32)>>);
     let row: Option<Row> = sqlx::query_as(
         "select c.relkind::text, coalesce(n.nspname, ''), coalesce(t.relname, ''), coalesce(i.indisunique, false), \
-           coalesce(substr(pg_get_indexdef(c.oid), 1 + length(format('CREATE %sINDEX %I ON %s%I.%I USING ', \
+           case when i.indexrelid is null then '' else substr(pg_get_indexdef(c.oid), 1 + length(format('CREATE %sINDEX %I ON %s%I.%I USING ', \
              case when i.indisunique then 'UNIQUE ' else '' end, c.relname, \
              case when c.relkind = 'I' then 'ONLY ' else '' end, \
-             case when n.oid = pg_my_temp_schema() then 'pg_temp' else n.nspname end, t.relname))), ''), \
+             case when n.oid = pg_my_temp_schema() then 'pg_temp' else n.nspname end, t.relname))) end, \
            coalesce(i.indisvalid and i.indisready and i.indislive, false), s.spcname::text, \
            obj_description(c.oid, 'pg_class'), \
            (select coalesce(json_agg(json_build_array(a.attnum, a.attstattarget) order by a.attnum), '[]') \
@@ -96,11 +96,14 @@ pub(crate) async fn read(connection: &mut PgConnection, name: &str) -> Result<Op
     };
     if !matches!(kind.as_str(), "i" | "I") {
         return Err(StepError::permanent(format!("{name} is there already and is no index"))
-            .with_hint("give the index another `name`: tables, views, sequences and indexes of a schema share their names")
+            .with_hint(
+                "give the index another `name`: tables, views, sequences and indexes of a schema share their names",
+            )
             .into());
     }
     let catalog = |name: String| {
-        Identifier::new(name).map_err(|error| StepError::permanent("a name in the catalog cannot be read").with_cause(&error))
+        Identifier::new(name)
+            .map_err(|error| StepError::permanent("a name in the catalog cannot be read").with_cause(&error))
     };
     Ok(Some(Index {
         table: TableName::new(catalog(schema)?, catalog(table)?),
@@ -297,7 +300,8 @@ async fn watched(
     let wait = policy.budget.as_millis().clamp(1, i32::MAX as u128);
     let running = canceller.cancels(cx, async {
         sqlx::raw_sql(AssertSqlSafe(format!("set lock_timeout = {wait}"))).execute(&mut *connection).await?;
-        let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await.doing(|| what.to_owned());
+        let done =
+            sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await.doing(|| what.to_owned());
         // On a connection that broke there is nothing to reset.
         let _ = sqlx::raw_sql("set lock_timeout = 0").execute(&mut *connection).await;
         done.map(drop)

@@ -310,7 +310,11 @@ async fn any_left(watch: &mut Session, blockers: &[Blocker]) -> Result<bool, Pos
 }
 
 /// Ends those in the way that have been idle in their transaction for that long.
-pub(crate) async fn end_idle(watch: &mut Session, blockers: &[Blocker], longest: Duration) -> Result<(), PostgresError> {
+pub(crate) async fn end_idle(
+    watch: &mut Session,
+    blockers: &[Blocker],
+    longest: Duration,
+) -> Result<(), PostgresError> {
     sqlx::query(
         "select pg_terminate_backend(pid) from pg_stat_activity where pid = any($1) \
          and state like 'idle in transaction%' and state_change < clock_timestamp() - make_interval(secs => $2)",

@@ -12,7 +12,11 @@ use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
-    registry.step("postgres.index", "Builds an index beside live traffic, or drops one", reversible(Index::from_config));
+    registry.step(
+        "postgres.index",
+        "Builds an index beside live traffic, or drops one",
+        reversible(Index::from_config),
+    );
     registry.step(
         "postgres.sql",
         "Runs a statement, and another one to undo it, each exactly once",
