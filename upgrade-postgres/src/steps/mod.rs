@@ -1,8 +1,10 @@
 //! The kinds of steps, one module each.
 
+mod foreign_key;
 mod index;
 mod sql;
 
+pub use foreign_key::{Action, ForeignKey, ForeignKeyConfig, ForeignKeyOutput, ForeignKeyUndo, References, Unindexed};
 pub use index::{DetailedIndexKey, Index, IndexConfig, IndexKey, IndexOutput, IndexPresence, IndexUndo, Nulls, Order};
 pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
 
@@ -12,6 +14,11 @@ use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
+    registry.step(
+        "postgres.foreign_key",
+        "Adds a foreign key without holding up writes",
+        reversible(ForeignKey::from_config),
+    );
     registry.step(
         "postgres.index",
         "Builds an index beside live traffic, or drops one",

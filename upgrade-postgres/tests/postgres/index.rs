@@ -3,11 +3,9 @@
 #![cfg(test)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use upgrade_core::context::OnConflict;
 use upgrade_core::error::{Class, StepError};
 use upgrade_core::step::{Prepared, Rollback, Step};
@@ -16,6 +14,7 @@ use upgrade_core::units::Span;
 use upgrade_postgres::steps::{Index, IndexConfig, IndexUndo};
 use upgrade_testbed::postgres::{Database, Version};
 
+use crate::traffic::{Writers, connect, run};
 use crate::world;
 
 const ORDERS: &str = "create table orders (id int primary key, number int, note text); \
@@ -60,14 +59,6 @@ async fn undo(step: &Index, test: &TestContext) -> IndexUndo {
 
 async fn refused(step: &Index) -> StepError {
     step.prepare(&TestContext::new("index").forward()).await.unwrap_err()
-}
-
-async fn connect(database: &Database) -> PgConnection {
-    PgConnection::connect(&database.url()).await.unwrap()
-}
-
-async fn run(connection: &mut PgConnection, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
 }
 
 /// Waits until a build is under way and has left its unfinished index behind.
@@ -256,23 +247,7 @@ async fn writers_go_on_while_an_index_is_built() {
         // Holds the build back in the middle: whoever it blocked would be blocked as long.
         let mut reader = connect(&database).await;
         run(&mut reader, "begin isolation level repeatable read; select count(*) from orders").await;
-        let (stop, writes, longest) =
-            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let mut writers = Vec::new();
-        for number in 0..3 {
-            let (stop, writes, longest) = (stop.clone(), writes.clone(), longest.clone());
-            let mut connection = connect(&database).await;
-            writers.push(tokio::spawn(async move {
-                let mut id = number;
-                while !stop.load(Ordering::SeqCst) {
-                    let began = Instant::now();
-                    id = (id * 31 + 17) % 1000 + 1;
-                    run(&mut connection, &format!("update orders set number = -number where id = {id}")).await;
-                    longest.fetch_max(u64::try_from(began.elapsed().as_millis()).unwrap(), Ordering::SeqCst);
-                    writes.fetch_add(1, Ordering::SeqCst);
-                }
-            }));
-        }
+        let writers = Writers::start(&database, 3).await;
         let (step, test) = (index(&database, by_number()), TestContext::new("index"));
         let found = undo(&step, &test).await;
         let cx = test.forward();
@@ -282,20 +257,16 @@ async fn writers_go_on_while_an_index_is_built() {
             async move { step.apply(&cx, &found).await }
         });
         until_building(&database).await;
-        let before = writes.load(Ordering::SeqCst);
+        let before = writers.count();
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        let during = writes.load(Ordering::SeqCst) - before;
+        let during = writers.count() - before;
         assert!(!building.is_finished());
         run(&mut reader, "rollback").await;
         building.await.unwrap().unwrap();
-        stop.store(true, Ordering::SeqCst);
-        for writer in writers {
-            writer.await.unwrap();
-        }
-        let longest = longest.load(Ordering::SeqCst);
-        println!("PostgreSQL {version}: {during} writes within 1.5 s of a build, the longest took {longest} ms");
+        let longest = writers.stop().await;
+        println!("PostgreSQL {version}: {during} writes within 1.5 s of a build, the longest took {longest:?}");
         assert!(during > 30, "{during} writes");
-        assert!(longest < 1000, "{longest} ms");
+        assert!(longest < Duration::from_secs(1), "{longest:?}");
         assert_eq!(there(&database), NUMBER);
         // What the index says, not the table.
         run(&mut reader, "set enable_seqscan = off; set enable_bitmapscan = off").await;

@@ -11,5 +11,6 @@ mod locking;
 mod query;
 mod sql;
 mod sweeps;
+mod traffic;
 mod version;
 mod world;

@@ -73,7 +73,7 @@ fn indexes_are_all_changed_or_none() {
 
 const TWO: Case = Case {
     pipeline: r#"
-upgrade: two indexes
+upgrade: two-indexes
 steps:
   - id: new
     uses: postgres.index
