@@ -15,6 +15,7 @@ pub mod checks;
 pub mod error;
 pub mod fingerprint;
 pub mod identifier;
+mod indexes;
 pub mod ledger;
 pub mod locking;
 pub mod session;

@@ -273,7 +273,8 @@ impl LockPolicy {
         Ok(())
     }
 
-    fn given_up(
+    /// Says that the budget is used up, and who was in the way.
+    pub(crate) fn given_up(
         &self,
         what: &str,
         waited: Duration,
@@ -363,7 +364,12 @@ async fn any_left(watch: &mut Session, blockers: &[Blocker]) -> Result<bool, Pos
     .doing(|| "looking whether the lock is free".into())
 }
 
-async fn end_idle(watch: &mut Session, blockers: &[Blocker], longest: Duration) -> Result<(), PostgresError> {
+/// Ends those in the way that have been idle in their transaction for that long.
+pub(crate) async fn end_idle(
+    watch: &mut Session,
+    blockers: &[Blocker],
+    longest: Duration,
+) -> Result<(), PostgresError> {
     sqlx::query(
         "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity where pid = any($1) \
          and state like 'idle in transaction%' and pg_catalog.pg_has_role(usesysid, 'USAGE') \

@@ -1,16 +1,38 @@
 //! The kinds of steps, one module each.
 
+mod foreign_key;
+mod index;
 mod sql;
 
+pub use foreign_key::{Action, ForeignKey, ForeignKeyConfig, ForeignKeyOutput, ForeignKeyUndo, References, Unindexed};
+pub use index::{DetailedIndexKey, Index, IndexConfig, IndexKey, IndexOutput, IndexPresence, IndexUndo, Nulls, Order};
 pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
 
-use upgrade_core::registry::Registry;
+use upgrade_core::AnyStep;
+use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
+    registry.step(
+        "postgres.foreign_key",
+        "Adds a foreign key without holding up writes",
+        reversible(ForeignKey::from_config),
+    );
+    registry.step(
+        "postgres.index",
+        "Builds an index beside live traffic, or drops one",
+        reversible(Index::from_config),
+    );
     registry.step(
         "postgres.sql",
         "Runs a statement, and another one to undo it, each exactly once",
         Sql::any_from_config,
     );
+}
+
+fn reversible<C, S: Rollback>(
+    make: fn(C, &BuildContext) -> Result<S, BuildError>,
+) -> impl Fn(C, &BuildContext) -> Result<AnyStep, BuildError> {
+    move |config, cx| make(config, cx).map(AnyStep::reversible)
 }

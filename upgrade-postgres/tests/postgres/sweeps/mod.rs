@@ -3,6 +3,8 @@
 
 #![cfg(test)]
 
+mod foreign_key;
+mod index;
 mod sql;
 
 use upgrade_core::file::{LoadOptions, parse};
