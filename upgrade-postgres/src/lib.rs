@@ -12,6 +12,7 @@
 pub mod address;
 pub mod checks;
 pub mod error;
+mod expand;
 pub mod identifier;
 pub mod ledger;
 pub mod locking;
