@@ -294,7 +294,7 @@ async fn watched(
     blockers: &mut Vec<Blocker>,
 ) -> Result<(), PostgresError> {
     let pid = session.facts().pid;
-    let mut watch = session.sibling("upgrade").await?;
+    let mut watch = session.sibling(cx, "upgrade").await?;
     let canceller = session.canceller();
     let connection = session.connection();
     let wait = policy.budget.as_millis().clamp(1, i32::MAX as u128);

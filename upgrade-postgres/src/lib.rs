@@ -13,6 +13,7 @@
 pub mod address;
 pub mod checks;
 pub mod error;
+mod expand;
 pub mod fingerprint;
 pub mod identifier;
 mod indexes;

@@ -1,9 +1,13 @@
 //! The kinds of steps, one module each.
 
+mod expand;
 mod foreign_key;
 mod index;
 mod sql;
 
+pub use expand::{
+    AddColumn, Expand, ExpandConfig, ExpandOutput, ExpandUndo, NotNullColumn, RenameColumn, RetypeColumn,
+};
 pub use foreign_key::{Action, ForeignKey, ForeignKeyConfig, ForeignKeyOutput, ForeignKeyUndo, References, Unindexed};
 pub use index::{DetailedIndexKey, Index, IndexConfig, IndexKey, IndexOutput, IndexPresence, IndexUndo, Nulls, Order};
 pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
@@ -14,6 +18,11 @@ use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
+    registry.step(
+        "postgres.expand",
+        "Changes a column in two shapes that stay in step until commit",
+        Expand::any_from_config,
+    );
     registry.step(
         "postgres.foreign_key",
         "Adds a foreign key without holding up writes",

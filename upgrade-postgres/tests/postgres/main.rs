@@ -4,12 +4,12 @@
 
 mod connection;
 mod documentation;
-mod forwarder;
-mod ledger;
 mod fingerprint;
-mod integrity;
 mod foreign_key;
+mod forwarder;
 mod index;
+mod integrity;
+mod ledger;
 mod lint;
 mod locking;
 mod query;
