@@ -8,7 +8,8 @@
 //! - [`locking`]: strong locks under live traffic;
 //! - [`ledger`]: what a run keeps in the database, in the transaction of the effect it speaks of;
 //! - [`fingerprint`]: what tables hold, compared without reading them twice;
-//! - [`identifier`]: names, quoted.
+//! - [`identifier`]: names, quoted;
+//! - [`lint`]: statements that are dangerous under traffic.
 
 pub mod address;
 pub mod checks;
@@ -18,6 +19,7 @@ pub mod fingerprint;
 pub mod identifier;
 mod indexes;
 pub mod ledger;
+pub mod lint;
 pub mod locking;
 pub mod session;
 pub mod steps;
