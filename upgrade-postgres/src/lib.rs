@@ -7,6 +7,7 @@
 //! - [`session`]: one connection, cancelled with the call, ended after a crash;
 //! - [`locking`]: strong locks under live traffic;
 //! - [`ledger`]: what a run keeps in the database, in the transaction of the effect it speaks of;
+//! - [`program`]: PostgreSQL's own programs and other people's, run to their end;
 //! - [`identifier`]: names, quoted.
 
 pub mod address;
@@ -15,6 +16,7 @@ pub mod error;
 pub mod identifier;
 pub mod ledger;
 pub mod locking;
+pub mod program;
 pub mod session;
 pub mod steps;
 pub mod target;
