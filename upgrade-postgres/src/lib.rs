@@ -8,11 +8,13 @@
 //! - [`locking`]: strong locks under live traffic;
 //! - [`ledger`]: what a run keeps in the database, in the transaction of the effect it speaks of;
 //! - [`program`]: PostgreSQL's own programs and other people's, run to their end;
+//! - [`fingerprint`]: what tables hold, compared without reading them twice;
 //! - [`identifier`]: names, quoted.
 
 pub mod address;
 pub mod checks;
 pub mod error;
+pub mod fingerprint;
 pub mod identifier;
 pub mod ledger;
 pub mod locking;

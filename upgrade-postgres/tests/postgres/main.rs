@@ -4,6 +4,7 @@
 
 mod connection;
 mod documentation;
+mod fingerprint;
 mod locking;
 mod sql;
 mod sweeps;
