@@ -20,7 +20,7 @@ use crate::session::{Session, advisory_key};
 use crate::target::Database;
 
 /// Marks a schema as made by a run, so that the last one may remove it.
-const MADE_BY_US: &str = "State of upgrades that are under way; removed with the last of them.";
+pub(crate) const MADE_BY_US: &str = "State of upgrades that are under way; removed with the last of them.";
 
 /// Keeps what one step of one run has done, by item.
 #[derive(Debug, Clone)]

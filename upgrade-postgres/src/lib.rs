@@ -9,9 +9,11 @@
 //! - [`ledger`]: what a run keeps in the database, in the transaction of the effect it speaks of;
 //! - [`program`]: PostgreSQL's own programs and other people's, run to their end;
 //! - [`fingerprint`]: what tables hold, compared without reading them twice;
+//! - [`backup`]: a database kept in a directory that proves itself;
 //! - [`identifier`]: names, quoted.
 
 pub mod address;
+pub mod backup;
 pub mod checks;
 pub mod error;
 pub mod fingerprint;

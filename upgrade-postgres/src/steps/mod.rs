@@ -1,16 +1,36 @@
 //! The kinds of steps, one module each.
 
+mod backup;
+mod restore;
 mod sql;
 
+pub(crate) use backup::may_create;
+pub use backup::{Backup, BackupConfig, BackupOutput, BackupUndo, Method, OnRollback};
+pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
 
-use upgrade_core::registry::Registry;
+use upgrade_core::AnyStep;
+use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
-    registry.step(
-        "postgres.sql",
-        "Runs a statement, and another one to undo it, each exactly once",
-        Sql::any_from_config,
-    );
+    registry
+        .step(
+            "postgres.backup",
+            "Keeps a database, or a part of it, in a directory that proves itself",
+            reversible(Backup::from_config),
+        )
+        .step(
+            "postgres.restore",
+            "Puts what a backup holds in the place of a database, which is kept until commit",
+            reversible(Restore::from_config),
+        )
+        .step("postgres.sql", "Runs a statement, and another one to undo it, each exactly once", Sql::any_from_config);
+}
+
+fn reversible<C, S: Rollback>(
+    make: fn(C, &BuildContext) -> Result<S, BuildError>,
+) -> impl Fn(C, &BuildContext) -> Result<AnyStep, BuildError> {
+    move |config, cx| make(config, cx).map(AnyStep::reversible)
 }
