@@ -51,6 +51,7 @@ pub mod executor;
 pub mod file;
 pub mod graph;
 pub mod journal;
+pub mod leftovers;
 pub mod names;
 pub mod pipeline;
 #[cfg(feature = "file")]

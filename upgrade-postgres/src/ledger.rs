@@ -21,7 +21,7 @@ use crate::session::{Session, advisory_key};
 use crate::target::Database;
 
 /// Marks a schema or table as made by a run, so that the last one may remove it.
-const MADE_BY_US: &str = "State of upgrades that are under way; removed with the last of them.";
+pub(crate) const MADE_BY_US: &str = "State of upgrades that are under way; removed with the last of them.";
 
 /// The item that keeps the table where it is while a step is under way: other runs remove an empty one.
 const UNDER_WAY: &str = "";

@@ -10,8 +10,13 @@
 //! - [`fingerprint`]: what tables hold, compared without reading them twice;
 //! - [`identifier`]: names, quoted;
 //! - [`lint`]: statements that are dangerous under traffic.
+//! - [`program`]: PostgreSQL's own programs and other people's, run to their end;
+//! - [`fingerprint`]: what tables hold, compared without reading them twice;
+//! - [`backup`]: a database kept in a directory that proves itself;
+//! - [`identifier`]: names, quoted.
 
 pub mod address;
+pub mod backup;
 pub mod checks;
 pub mod error;
 mod expand;
@@ -21,6 +26,7 @@ mod indexes;
 pub mod ledger;
 pub mod lint;
 pub mod locking;
+pub mod program;
 pub mod session;
 pub mod steps;
 pub mod target;

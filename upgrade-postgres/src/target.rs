@@ -192,6 +192,26 @@ impl Database {
         self.connect_at(cx, address, "upgrade").await
     }
 
+    /// Opens a session on another database of the server than the target itself: from there it can
+    /// be renamed, copied or dropped.
+    ///
+    /// # Errors
+    /// As [`Database::connect`]; neither `postgres` nor `template1` is to be had.
+    pub async fn connect_maintenance(&self, cx: &Context) -> Result<Session, StepError> {
+        let address = self.address(cx).await?;
+        let own = address.database_name();
+        let mut failed = None;
+        for name in ["postgres", "template1"].into_iter().filter(|name| *name != own) {
+            match self.connect_at(cx, address.clone().database(name), &application_name(&cx.marker())).await {
+                Ok(session) => return Ok(session),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        Err(failed
+            .expect("at least one of two names is not the target's")
+            .with_hint("to exchange or copy a database, the user must be let into another one: postgres, or template1"))
+    }
+
     async fn connect_at(&self, cx: &Context, address: Address, application: &str) -> Result<Session, StepError> {
         let patience = self.config.connect_timeout.map_or(Duration::from_secs(10), |span| span.0);
         let (host, port, name) = (address.host(), address.port(), address.database_name());

@@ -1,6 +1,5 @@
 //! Programs and services under control: nothing of them runs on behind the step's back.
 
-pub(crate) mod leftovers;
 mod output;
 pub(crate) mod program;
 pub(crate) mod service_control;

@@ -12,9 +12,9 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
+use upgrade_core::leftovers::{self, GRACE, STARTER};
 use upgrade_core::secret::ExposeSecret;
 
-use super::leftovers::{self, GRACE, STARTER};
 use super::output::Output;
 use upgrade_core::text_or_secret::TextOrSecret;
 

@@ -10,11 +10,11 @@ use serde_json::Value;
 use upgrade_core::AnyStep;
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
+use upgrade_core::leftovers;
 use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 
 use crate::files::absolute;
-use crate::process::leftovers;
 use crate::process::program::{Ended, Program, Role, line};
 use upgrade_core::text_or_secret::TextOrSecret;
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
+use upgrade_core::leftovers;
 use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
@@ -17,7 +18,6 @@ use upgrade_core::units::Span;
 
 use crate::files::absolute;
 use crate::machine::MachineTarget;
-use crate::process::leftovers;
 use crate::process::service_control::{Activity, ServiceControl, Verb};
 use upgrade_core::text_or_secret::TextOrSecret;
 

@@ -1,15 +1,20 @@
 //! The kinds of steps, one module each.
 
+mod backup;
 mod expand;
 mod foreign_key;
 mod index;
+mod restore;
 mod sql;
 
+pub(crate) use backup::may_create;
+pub use backup::{Backup, BackupConfig, BackupOutput, BackupUndo, Method, OnRollback};
 pub use expand::{
     AddColumn, Expand, ExpandConfig, ExpandOutput, ExpandUndo, NotNullColumn, RenameColumn, RetypeColumn,
 };
 pub use foreign_key::{Action, ForeignKey, ForeignKeyConfig, ForeignKeyOutput, ForeignKeyUndo, References, Unindexed};
 pub use index::{DetailedIndexKey, Index, IndexConfig, IndexKey, IndexOutput, IndexPresence, IndexUndo, Nulls, Order};
+pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
 
 use upgrade_core::AnyStep;
@@ -18,26 +23,29 @@ use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
-    registry.step(
-        "postgres.expand",
-        "Changes a column in two shapes that stay in step until commit",
-        Expand::any_from_config,
-    );
-    registry.step(
-        "postgres.foreign_key",
-        "Adds a foreign key without holding up writes",
-        reversible(ForeignKey::from_config),
-    );
-    registry.step(
-        "postgres.index",
-        "Builds an index beside live traffic, or drops one",
-        reversible(Index::from_config),
-    );
-    registry.step(
-        "postgres.sql",
-        "Runs a statement, and another one to undo it, each exactly once",
-        Sql::any_from_config,
-    );
+    registry
+        .step(
+            "postgres.backup",
+            "Keeps a database, or a part of it, in a directory that proves itself",
+            reversible(Backup::from_config),
+        )
+        .step(
+            "postgres.expand",
+            "Changes a column in two shapes that stay in step until commit",
+            Expand::any_from_config,
+        )
+        .step(
+            "postgres.foreign_key",
+            "Adds a foreign key without holding up writes",
+            reversible(ForeignKey::from_config),
+        )
+        .step("postgres.index", "Builds an index beside live traffic, or drops one", reversible(Index::from_config))
+        .step(
+            "postgres.restore",
+            "Puts what a backup holds in the place of a database, which is kept until commit",
+            reversible(Restore::from_config),
+        )
+        .step("postgres.sql", "Runs a statement, and another one to undo it, each exactly once", Sql::any_from_config);
 }
 
 fn reversible<C, S: Rollback>(

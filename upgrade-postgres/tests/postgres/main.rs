@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod backup;
 mod connection;
 mod documentation;
 mod fingerprint;

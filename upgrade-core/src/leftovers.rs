@@ -13,14 +13,15 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
-use upgrade_core::context::Context;
-use upgrade_core::error::StepError;
+
+use crate::context::Context;
+use crate::error::StepError;
 
 /// Names the environment variable of a command that starts a service.
-pub(crate) const STARTER: &str = "UPGRADE_STARTER";
+pub const STARTER: &str = "UPGRADE_STARTER";
 
 /// How long a process may take to end by itself before it is killed.
-pub(crate) const GRACE: Duration = Duration::from_secs(5);
+pub const GRACE: Duration = Duration::from_secs(5);
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -110,7 +111,7 @@ fn leftovers(marker: &str) -> io::Result<Vec<Process>> {
 }
 
 /// Tells whether a process group has a member that is alive.
-pub(crate) fn group_is_alive(group: i32) -> bool {
+pub fn group_is_alive(group: i32) -> bool {
     match processes() {
         Ok(all) => all.iter().any(|process| process.group == group),
         Err(_) => Pid::from_raw(group).is_some_and(|group| rustix::process::test_kill_process_group(group).is_ok()),
@@ -119,11 +120,13 @@ pub(crate) fn group_is_alive(group: i32) -> bool {
 
 /// Ends every process that this step left running, and returns when they are gone.
 ///
+/// What `Step::settle` of every kind that runs programs calls.
+///
 /// A second call finds nothing to do.
 ///
 /// # Errors
 /// `/proc` cannot be read, or a process survives `SIGKILL`.
-pub(crate) async fn end(cx: &Context) -> Result<(), StepError> {
+pub async fn end(cx: &Context) -> Result<(), StepError> {
     let marker = cx.marker();
     let begun = Instant::now();
     let mut asked = BTreeSet::new();

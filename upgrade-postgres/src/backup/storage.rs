@@ -1,0 +1,167 @@
+//! Files and directories that survive a crash: private, durable, and complete before they have a name.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use upgrade_core::error::StepError;
+use upgrade_core::sealed::sha256_hex;
+use upgrade_core::units::Bytes;
+
+/// Names the directory beside `path` in which `key` makes it: always the same one, so that what a
+/// crash left is found and replaced.
+pub(crate) fn temporary(path: &Path, key: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.upgrade-{}", &sha256_hex(key.as_bytes())[..12]))
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Returns the directory that a path stands in.
+pub(crate) fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Returns the topmost directory of a path that is not there; nothing if all of them are.
+pub(crate) fn topmost_missing(directory: &Path) -> Option<PathBuf> {
+    directory.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).last().map(Into::into)
+}
+
+/// Makes a directory and those above it for their owner alone, durably.
+pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
+    let mut missing: Vec<_> =
+        path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).collect();
+    missing.reverse();
+    for directory in missing {
+        match DirBuilder::new().mode(0o700).create(directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        sync_directory(&parent(directory))?;
+    }
+    Ok(())
+}
+
+/// Makes a directory anew: what an interrupted call left in its place is removed.
+pub(crate) fn fresh_directory(path: &Path) -> io::Result<()> {
+    remove(path)?;
+    DirBuilder::new().mode(0o700).create(path)
+}
+
+/// Removes a file or a directory with all that is in it; one that is gone already is no error.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    let removed = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other?,
+    }
+    sync_directory(&parent(path))
+}
+
+/// Removes the backup at `path`: its name first, at once, so that no half of it is ever met.
+pub(crate) fn remove_backup(path: &Path, key: &str) -> io::Result<()> {
+    let aside = temporary(path, key);
+    match fs::rename(path, &aside) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other?,
+    }
+    remove(&aside)
+}
+
+/// Removes directories that were made, from the lowest up to the topmost, as long as they are empty.
+pub(crate) fn remove_made(lowest: &Path, topmost: Option<&Path>) -> io::Result<()> {
+    let Some(topmost) = topmost else { return Ok(()) };
+    for directory in lowest.ancestors().take_while(|directory| directory.starts_with(topmost)) {
+        match fs::remove_dir(directory) {
+            Ok(()) => sync_directory(&parent(directory))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Lists the files below a directory, each path from that directory, in order.
+pub(crate) fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(below) = open.pop() {
+        for entry in fs::read_dir(directory.join(&below))? {
+            let entry = entry?;
+            let path = below.join(entry.file_name());
+            if entry.file_type()?.is_dir() { open.push(path) } else { found.push(path) }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Makes every file below a directory durable and its owner's alone, and the names of all.
+pub(crate) fn make_durable(directory: &Path) -> io::Result<()> {
+    for path in files_below(directory)? {
+        let file = File::open(directory.join(&path))?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.sync_all()?;
+    }
+    let mut open = vec![directory.to_owned()];
+    while let Some(at) = open.pop() {
+        fs::set_permissions(&at, fs::Permissions::from_mode(0o700))?;
+        sync_directory(&at)?;
+        for entry in fs::read_dir(&at)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns how many bytes are free for this user where `path` is, or will be.
+pub(crate) fn free(path: &Path) -> io::Result<u64> {
+    let there = path.ancestors().find(|above| above.exists()).unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    let stat = rustix::fs::statvfs(there)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Classes an error of the file system: what a person must mend is permanent.
+pub(crate) fn failed(what: impl Into<String>, error: &io::Error) -> StepError {
+    use io::ErrorKind as Kind;
+    let (permanent, hint) = match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => (true, "free some space on that file system, then try again"),
+        Kind::PermissionDenied => (true, "run as a user who may write there, or name another directory"),
+        Kind::NotFound => (true, "check that the path and the directory above it exist"),
+        Kind::ReadOnlyFilesystem => (true, "mount the file system writable, or name another directory"),
+        Kind::AlreadyExists | Kind::NotADirectory | Kind::IsADirectory => {
+            (true, "look at what is there and move it away")
+        }
+        _ => (false, "try again; if it persists, look at the file system and the kernel's log (`dmesg`)"),
+    };
+    let class = if permanent { StepError::permanent } else { StepError::transient };
+    class(what.into()).with_cause(error).with_hint(hint)
+}
+
+/// Says that there is not enough room.
+pub(crate) fn no_room(what: &str, needed: u64, path: &Path, free: u64) -> StepError {
+    StepError::permanent(format!(
+        "{what} may need {} below {}, which has {} free",
+        Bytes(needed),
+        parent(path).display(),
+        Bytes(free)
+    ))
+    .with_hint("free some space there, or name a directory on another file system")
+}
