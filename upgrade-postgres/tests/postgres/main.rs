@@ -10,3 +10,4 @@ mod locking;
 mod sql;
 mod sweeps;
 mod world;
+mod writes;

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod sql;
+mod writes;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
