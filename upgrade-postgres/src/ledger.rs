@@ -52,6 +52,11 @@ impl Ledger {
         TableName::new(self.schema.clone(), Identifier::derived(start, &format!("{} {start}", self.marker)))
     }
 
+    /// Returns the marker under which the step's items are kept.
+    pub(crate) fn marker(&self) -> &str {
+        &self.marker
+    }
+
     fn table(&self) -> TableName {
         TableName::new(self.schema.clone(), Identifier::new("ledger").expect("a constant is a name"))
     }
@@ -204,6 +209,42 @@ impl Ledger {
             Err(error) if error.code() == Some("42P01") => Ok(BTreeMap::new()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads an item of every step of the run, each with the step's marker; none if there is no ledger.
+    ///
+    /// # Errors
+    /// The server refused it, or an item has another shape.
+    pub(crate) async fn of_run<T: DeserializeOwned>(
+        &self,
+        connection: &mut PgConnection,
+        item: &str,
+    ) -> Result<Vec<(String, T)>, PostgresError> {
+        let table = self.table();
+        let there: bool = sqlx::query_scalar("select to_regclass($1) is not null")
+            .bind(table.to_string())
+            .fetch_one(&mut *connection)
+            .await
+            .doing(|| "looking for the ledger".into())?;
+        if !there {
+            return Ok(Vec::new());
+        }
+        let run = self.marker.split('/').next().unwrap_or_default();
+        let rows: Vec<(String, Json<Value>)> = sqlx::query_as(AssertSqlSafe(format!(
+            "select marker, value from {table} where item = $1 and split_part(marker, '/', 1) = $2 order by at"
+        )))
+        .bind(item)
+        .bind(run)
+        .fetch_all(connection)
+        .await
+        .doing(|| "reading what the run has done".into())?;
+        let read = rows.into_iter().map(|(marker, Json(value))| {
+            let value = serde_json::from_value(value).map_err(|error| {
+                StepError::permanent(format!("what step {marker} kept as {item} cannot be read")).with_cause(&error)
+            })?;
+            Ok((marker, value))
+        });
+        read.collect()
     }
 
     /// Takes an item back; in the transaction that undoes the effect it speaks of.

@@ -131,14 +131,30 @@ impl Session {
     /// # Errors
     /// It is a standby, or its transactions are read-only by default.
     pub fn require_writable(&self) -> Result<(), StepError> {
-        if self.facts.in_recovery {
-            return Err(StepError::permanent("the server is a standby and takes no writes")
-                .with_hint("point the target's `url` at the primary"));
-        }
+        self.require_primary()?;
         if self.facts.read_only {
             return Err(StepError::permanent("writes are switched off: default_transaction_read_only is on")
                 .with_hint("switch it off for this user or database, or point the target's `url` at another user"));
         }
+        Ok(())
+    }
+
+    /// Asks for a server that is no standby.
+    ///
+    /// # Errors
+    /// It is one.
+    pub fn require_primary(&self) -> Result<(), StepError> {
+        if self.facts.in_recovery {
+            return Err(StepError::permanent("the server is a standby and takes no writes")
+                .with_hint("point the target's `url` at the primary"));
+        }
+        Ok(())
+    }
+
+    /// Lets this session write where the run itself has switched writes off for everybody else.
+    pub(crate) async fn write_on(&mut self) -> Result<(), PostgresError> {
+        sqlx::raw_sql("set default_transaction_read_only = off").execute(&mut self.connection).await?;
+        self.facts.read_only = false;
         Ok(())
     }
 

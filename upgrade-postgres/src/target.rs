@@ -21,8 +21,10 @@ use upgrade_core::units::Span;
 use crate::address::Address;
 use crate::error::{Doing, PostgresError, cancelled};
 use crate::identifier::Identifier;
+use crate::ledger::Ledger;
 use crate::locking::LockPolicy;
 use crate::session::{Session, application_name};
+use crate::steps::writes::stopped_by_run;
 
 /// Configures the target kind `postgres`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -224,7 +226,14 @@ impl Database {
                 None => (address, None),
             };
             let statement_timeout = self.config.statement_timeout.map(|span| span.0);
-            Session::open(&address, application, statement_timeout, passage).await
+            let mut session = Session::open(&address, application, statement_timeout, passage).await?;
+            if session.facts().read_only
+                && !session.facts().in_recovery
+                && stopped_by_run(&Ledger::of(self, cx), session.connection()).await?
+            {
+                session.write_on().await?;
+            }
+            Ok::<_, PostgresError>(session)
         };
         let opened = tokio::select! {
             opened = tokio::time::timeout(patience, connecting) => opened,

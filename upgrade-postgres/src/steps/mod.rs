@@ -16,8 +16,10 @@ pub use foreign_key::{Action, ForeignKey, ForeignKeyConfig, ForeignKeyOutput, Fo
 pub use index::{DetailedIndexKey, Index, IndexConfig, IndexKey, IndexOutput, IndexPresence, IndexUndo, Nulls, Order};
 pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
+pub use writes::{Writes, WritesConfig, WritesOutput, WritesState, WritesUndo};
 
 use upgrade_core::AnyStep;
+use upgrade_core::registry::Registry;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::step::Rollback;
 
@@ -45,7 +47,10 @@ pub(crate) fn register(registry: &mut Registry) {
             "Puts what a backup holds in the place of a database, which is kept until commit",
             reversible(Restore::from_config),
         )
-        .step("postgres.sql", "Runs a statement, and another one to undo it, each exactly once", Sql::any_from_config);
+        .step("postgres.sql", "Runs a statement, and another one to undo it, each exactly once", Sql::any_from_config)
+        .step("postgres.writes", "Stops the writes of everybody else, and allows them again", |config, cx| {
+            Writes::from_config(config, cx).map(AnyStep::reversible)
+        });
 }
 
 fn reversible<C, S: Rollback>(

@@ -19,3 +19,4 @@ mod sweeps;
 mod traffic;
 mod version;
 mod world;
+mod writes;

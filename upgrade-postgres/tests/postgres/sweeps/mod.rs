@@ -6,6 +6,7 @@
 mod foreign_key;
 mod index;
 mod sql;
+mod writes;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
