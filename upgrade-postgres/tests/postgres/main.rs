@@ -16,5 +16,6 @@ mod query;
 mod sql;
 mod sweeps;
 mod traffic;
+mod tunnel;
 mod version;
 mod world;
