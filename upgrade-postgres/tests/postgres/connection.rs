@@ -332,6 +332,9 @@ async fn a_socket_in_the_file_system_leads_there_too() {
         assert!(by_socket, "{url}");
         assert_eq!(db.lock().to_string(), format!("postgres:localhost:{}/postgres", server.port()));
     }
+    let nowhere = DatabaseConfig::new("postgres:///postgres?user=tester&host=/no/such/directory");
+    let error = refused(&Database::from_config(nowhere, &BuildContext::new("/")).unwrap()).await;
+    says(&error, Class::Transient, "No such file or directory", "check that the server runs");
 }
 
 fn asleep(database: &postgres::Database) -> String {
