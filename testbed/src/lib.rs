@@ -5,4 +5,5 @@
 //! for some seconds.
 
 mod blocking;
+pub mod pgbouncer;
 pub mod postgres;

@@ -1,9 +1,9 @@
 //! PostgreSQL servers of several versions, and fresh databases on them.
 
 mod binaries;
-mod cluster;
+pub(crate) mod cluster;
 mod database;
-mod home;
+pub(crate) mod home;
 mod shared;
 mod tests;
 
@@ -174,6 +174,14 @@ impl Server {
     /// On a shared server, and where it does not come up.
     pub fn start(&self) {
         self.cluster().start();
+    }
+
+    /// Tells whether the server was stopped and not started again.
+    ///
+    /// # Panics
+    /// On a shared server.
+    pub fn is_stopped(&self) -> bool {
+        self.cluster().is_stopped()
     }
 
     fn cluster(&self) -> &Cluster {

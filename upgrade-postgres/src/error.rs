@@ -2,6 +2,8 @@
 //!
 //! The codes are those of Appendix A of PostgreSQL's documentation, "PostgreSQL Error Codes".
 
+use std::io::ErrorKind;
+
 use sqlx::postgres::{PgDatabaseError, PgErrorPosition};
 use upgrade_core::context::Context;
 use upgrade_core::error::{Class, StepError};
@@ -145,14 +147,17 @@ fn advice<'a>(code: &str, message: &str) -> (Class, Option<&'a str>) {
 }
 
 fn of_connection(doing: &str, source: &sqlx::Error) -> StepError {
+    let tls = (
+        Class::Permanent,
+        "the server may not offer TLS, or its certificate is not trusted: see `sslmode` and `sslrootcert` in the URL",
+    );
     let (class, hint) = match source {
+        // What the driver makes of a handshake that failed.
+        sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => tls,
         sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolTimedOut => {
             (Class::Transient, "check that the server runs and that host and port of the target's `url` lead to it")
         }
-        sqlx::Error::Tls(_) => (
-            Class::Permanent,
-            "the server may not offer TLS, or its certificate is not trusted: see `sslmode` and `sslrootcert` in the URL",
-        ),
+        sqlx::Error::Tls(_) => tls,
         sqlx::Error::Configuration(_) => {
             (Class::Permanent, "write the target's `url` as postgres://USER@HOST:PORT/DATABASE")
         }

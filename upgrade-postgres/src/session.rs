@@ -1,5 +1,6 @@
 //! One connection of a step's call, and how it ends: by itself, by cancellation, or from outside.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,7 +81,13 @@ impl Session {
         passage: Option<Arc<Passage>>,
     ) -> Opened {
         let options = address.options()?.application_name(application);
-        let mut connection = PgConnection::connect_with(&options).await?;
+        let mut connection = PgConnection::connect_with(&options).await.map_err(|error| match error {
+            // Of a way by the network, only a file that TLS needs can be missing.
+            sqlx::Error::Io(error) if error.kind() == ErrorKind::NotFound && options.get_socket().is_none() => {
+                sqlx::Error::Tls(error.into())
+            }
+            error => error,
+        })?;
         type Row = (i32, i32, String, String, bool, bool, bool);
         let (version, pid, began, user, superuser, in_recovery, read_only): Row = sqlx::query_as(
             "select pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_backend_pid(), \

@@ -16,7 +16,7 @@ use super::{Version, administer};
 use crate::blocking::wait;
 
 /// Where every server listens.
-pub(super) const HOST: &str = "127.0.0.1";
+pub(crate) const HOST: &str = "127.0.0.1";
 
 /// What a test machine can be kept waiting for a server.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,6 +84,10 @@ impl Cluster {
         if let Some(mut child) = running.take() {
             end(&mut child, signal);
         }
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
     pub(super) fn start(&self) {
@@ -191,7 +195,7 @@ pub(super) fn start_anywhere(home: &Home, bin: &Path, directory: &Path, settings
 
 /// A port that was free a moment ago. Below those that the kernel gives to outgoing connections, so
 /// that a server that is stopped finds it free when it starts again.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 10_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);

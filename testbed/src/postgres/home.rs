@@ -10,7 +10,7 @@ const FORMAT: u32 = 1;
 
 /// An account that servers run under in place of root, which PostgreSQL refuses.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Account {
+pub(crate) struct Account {
     user: u32,
     group: u32,
 }
@@ -31,8 +31,8 @@ impl Account {
 
 /// A directory for servers, and the account that they run under.
 #[derive(Clone, Debug)]
-pub(super) struct Home {
-    pub(super) base: PathBuf,
+pub(crate) struct Home {
+    pub(crate) base: PathBuf,
     account: Option<Account>,
 }
 
@@ -41,13 +41,13 @@ impl Home {
     ///
     /// Not in the directory for temporary files, which `scripts/test` removes while a shared server
     /// may go on, and not in the cache, which another account cannot reach below root's home.
-    pub(super) fn of_this_user() -> Self {
+    pub(crate) fn of_this_user() -> Self {
         let user = rustix::process::geteuid().as_raw();
         Self::at(PathBuf::from(format!("/var/tmp/upgrade-testbed-{user}-{FORMAT}")))
     }
 
     /// One at a place of the caller's.
-    pub(super) fn at(base: PathBuf) -> Self {
+    pub(crate) fn at(base: PathBuf) -> Self {
         let _ = std::fs::DirBuilder::new().mode(0o755).create(&base);
         let found = std::fs::symlink_metadata(&base).unwrap_or_else(|error| panic!("{}: {error}", base.display()));
         // Anybody may make names in /var/tmp: what another user put there is not followed.
@@ -61,14 +61,14 @@ impl Home {
 
     /// A program in a process group of its own, so that an interrupt at the terminal ends the tests
     /// and leaves the servers to those who clean up.
-    pub(super) fn apart(program: &str) -> Command {
+    pub(crate) fn apart(program: &str) -> Command {
         let mut command = Command::new(program);
         command.process_group(0).current_dir("/");
         command
     }
 
     /// A program of the server's, under the servers' account.
-    pub(super) fn command(&self, program: &Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.process_group(0).current_dir("/").env_remove("PGDATA");
         if let Some(account) = self.account {
@@ -78,7 +78,7 @@ impl Home {
     }
 
     /// Makes a directory that only the servers' account and root can look into.
-    pub(super) fn directory(&self, path: &Path) {
+    pub(crate) fn directory(&self, path: &Path) {
         std::fs::DirBuilder::new()
             .mode(0o700)
             .recursive(true)
@@ -91,7 +91,7 @@ impl Home {
     }
 
     /// Writes a file that the servers' account can read.
-    pub(super) fn file(&self, path: &Path, text: &str) {
+    pub(crate) fn file(&self, path: &Path, text: &str) {
         let written = std::fs::write(path, text).and_then(|()| match self.account {
             Some(account) => std::os::unix::fs::chown(path, Some(account.user), Some(account.group)),
             None => Ok(()),
@@ -100,7 +100,7 @@ impl Home {
     }
 
     /// Whether the servers' account can reach a path.
-    pub(super) fn reaches(&self, path: &Path) -> bool {
+    pub(crate) fn reaches(&self, path: &Path) -> bool {
         self.account.is_none()
             || path
                 .ancestors()

@@ -27,7 +27,6 @@ struct State {
     cut: std::sync::Mutex<Option<Cut>>,
     cuts: AtomicUsize,
     silent: AtomicBool,
-    accepted: AtomicUsize,
 }
 
 /// Forwards every connection to a server.
@@ -48,7 +47,6 @@ impl Forwarder {
             let mut running = tokio::task::JoinSet::new();
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                shared.accepted.fetch_add(1, Ordering::SeqCst);
                 let server = TcpStream::connect((host.as_str(), port)).await.unwrap();
                 running.spawn(forward(client, server, Arc::clone(&shared)));
             }
@@ -81,10 +79,6 @@ impl Forwarder {
     /// Lets nothing through any more on the connections that there are.
     pub(crate) fn fall_silent(&self) {
         self.state.silent.store(true, Ordering::SeqCst);
-    }
-
-    pub(crate) fn accepted(&self) -> usize {
-        self.state.accepted.load(Ordering::SeqCst)
     }
 }
 

@@ -17,6 +17,7 @@ mod query;
 mod sql;
 mod sweeps;
 mod traffic;
+mod tunnel;
 mod version;
 mod world;
 mod writes;
