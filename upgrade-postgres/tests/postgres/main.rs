@@ -4,6 +4,7 @@
 
 mod connection;
 mod documentation;
+mod expand;
 mod locking;
 mod sql;
 mod sweeps;
