@@ -37,7 +37,7 @@ async fn what_cannot_be_kept_in_step_is_refused_with_a_remedy() {
         ("create table t (c int, exclude (c with =))", "constraint t_c_excl", "drop it"),
         ("create table t (c int); create publication pub for table t", "published", "publication"),
         ("create table t (c int); create rule r as on delete to t do instead nothing", "rules", "triggers"),
-        ("create table t (c int not null unique); alter table t replica identity using index t_c_key", "t_c_key", "drop it"),
+        ("create table t (c int not null unique); alter table t replica identity using index t_c_key", "t_c_key", "replica identity"),
         (
             "create table t (c int); create function f() returns trigger language plpgsql as 'begin NEW.c := 1; return NEW; end'; \
              create trigger speaks before insert on t for each row execute function f()",
@@ -79,7 +79,7 @@ async fn mistakes_show_before_anything_is_changed() {
         (json!({ "retype": { "column": "c", "type": "text", "down": "c", "as": "d" } }), "column \"c\" does not exist"),
         (json!({ "retype": { "column": "c", "type": "text", "up": "c::text", "as": "d" } }), "has the default 5"),
         (json!({ "add": { "column": "d", "type": "int", "default": "'x'" } }), "invalid input syntax"),
-        (json!({ "retype": { "column": "c", "type": "text; drop table t", "as": "d" } }), "cannot insert multiple commands"),
+        (json!({ "retype": { "column": "c", "type": "text; drop table t --", "as": "d" } }), "cannot insert multiple commands"),
     ] {
         let error = refused(&database, &change).await;
         assert!(error.message().contains(what), "{change}: {error}");

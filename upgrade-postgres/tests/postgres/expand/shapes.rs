@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use upgrade_core::step::Prepared;
 use upgrade_testbed::postgres::{Database, Version};
 
@@ -74,7 +75,17 @@ async fn through_the_view_null_and_defaults_are_what_was_meant() {
         database.text("select format('%s: %s', id, trim_scale(c)) from v2.t order by id"),
         "1: 2\n2: 7.5\n3: \n4: 2.5"
     );
+    // Statements that new code prepared before go on after.
+    let mut prepared = PgConnection::connect(&database.url()).await.unwrap();
+    sqlx::query("set search_path to v2, public").execute(&mut prepared).await.unwrap();
+    let mut sees = async || {
+        let rows = sqlx::query("select * from t").fetch_all(&mut prepared).await.unwrap();
+        sqlx::query("update t set c = c where id = $1").bind(1).execute(&mut prepared).await.unwrap();
+        rows.len()
+    };
+    assert_eq!(sees().await, 4);
     run.commit().await.unwrap();
+    assert_eq!(sees().await, 4);
     database.execute("drop owned by upgrade_test_reader; drop role upgrade_test_reader");
     assert_eq!(database.text("select format('%s: %s', id, trim_scale(c)) from t order by id"), "1: 2\n2: 7.5\n3: \n4: 2.5");
     nothing_left(&database);
@@ -166,7 +177,7 @@ async fn all_that_stands_on_a_column_is_there_again_under_its_name() {
              create table t (id serial primary key, c int not null default 1 check (c > 0), k int references p on delete cascade, \
                constraint once unique (c, k) deferrable initially deferred, constraint less check (c < id * 1000)); \
              insert into t (c, k) values (1, 1), (2, 2); \
-             create index some on t (c) where c <> 3; create index other on t ((c + 1), id); comment on column t.c is 'it''s c'; \
+             create index \"some\" on t (c) where c <> 3; create index other on t ((c + 1), id); comment on column t.c is 'it''s c'; \
              alter table t alter c set statistics 77",
         );
         let names = || database.text(
@@ -206,7 +217,7 @@ async fn all_that_stands_on_a_column_is_there_again_under_its_name() {
             .replace("    k integer,", "    k bigint,")
             .replace("id integer", "id bigint");
         assert_eq!(sorted(&database.schema()), sorted(&expected), "{version}");
-        database.execute("insert into t (k) values (1)");
+        database.execute("insert into t (c, k) values (9, 1)");
         assert_eq!(database.text("select max(id) from t"), "3");
         nothing_left(&database);
     }

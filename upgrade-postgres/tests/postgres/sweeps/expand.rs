@@ -112,6 +112,20 @@ steps:
 ",
 );
 
+/// The order of undoing shows only where there are two steps.
+const WITH_ANOTHER: Case = case(
+    "
+upgrade: with_another
+steps:
+  - id: renamed
+    uses: postgres.expand
+    with: { target: db, table: orders, rename: { column: note, to: remark } }
+  - id: another
+    uses: postgres.sql
+    with: { target: db, statement: update orders set remark = 'x' where id = 1, undo: update orders set remark = null where id = 1 }
+",
+);
+
 #[test]
 fn an_added_column_is_there_or_not() {
     sweep(&ADDED, Version::V15, 20);
@@ -144,5 +158,5 @@ fn campaign_every_kind_on_every_version() {
 
 #[test]
 fn every_seeded_defect_is_noticed() {
-    notices_every_seeded_defect(&RETYPED);
+    notices_every_seeded_defect(&WITH_ANOTHER);
 }
