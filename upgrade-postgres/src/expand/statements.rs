@@ -68,6 +68,7 @@ pub(super) fn readings(expansion: &Expansion, columns: &[&str]) -> Vec<(&'static
 ///
 /// It only ever changes the row that is being written, so that it never sets off another one.
 /// Values are compared as they are stored: `*<>` knows every type, and 1.0 from 1.00.
+/// Rows that are not cast would be compared column by column, by an operator that no type has.
 pub(super) fn function(expansion: &Expansion, columns: &[&str], filling: bool) -> String {
     let new = &expansion.new;
     let pending = expansion.pending.as_ref().filter(|_| filling);
@@ -88,7 +89,7 @@ pub(super) fn function(expansion: &Expansion, columns: &[&str], filling: bool) -
                     format!(
                         "elsif OLD.{pending} then \
                            if not NEW.{pending} then return NEW; end if; \
-                           through_the_new := TG_NARGS = 2 or row(NEW.{new}) operator(pg_catalog.*<>) row(OLD.{new}); "
+                           through_the_new := TG_NARGS = 2 or row(NEW.{new})::record operator(pg_catalog.*<>) row(OLD.{new})::record; "
                     )
                 })
                 .unwrap_or_default();
@@ -96,8 +97,8 @@ pub(super) fn function(expansion: &Expansion, columns: &[&str], filling: bool) -
                 "if TG_OP = 'INSERT' then \
                    through_the_new := TG_NARGS = 1 or NEW.{new} is not null; \
                  {unfilled}\
-                 elsif row(NEW.{new}) operator(pg_catalog.*<>) row(OLD.{new}) then through_the_new := true; \
-                 elsif row(NEW.{old}) operator(pg_catalog.*<>) row(OLD.{old}) then through_the_new := false; \
+                 elsif row(NEW.{new})::record operator(pg_catalog.*<>) row(OLD.{new})::record then through_the_new := true; \
+                 elsif row(NEW.{old})::record operator(pg_catalog.*<>) row(OLD.{old})::record then through_the_new := false; \
                  else return NEW; end if; \
                  {done} \
                  if through_the_new then {down} else {up} end if; \

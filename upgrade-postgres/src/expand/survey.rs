@@ -280,6 +280,7 @@ async fn dependents(connection: &mut PgConnection, table: i64, column: i16) -> R
              when 'pg_class'::regclass then c.relkind::text || case when i.indisreplident then 'R' else '' end \
              when 'pg_constraint'::regclass then \
                k.contype::text || case when k.contype = 'f' and k.confrelid = $1::int8::oid and $2 = any(k.confkey) then 'R' else '' end \
+               || case when exists (select from pg_index o where o.indexrelid = k.conindid and o.indisreplident) then 'I' else '' end \
              when 'pg_attrdef'::regclass then case when f.adnum = $2 then 'own' else 'generated' end else '' end as kind, \
            pg_describe_object(d.classid, d.objid, d.objsubid) as described, \
            coalesce(pg_get_indexdef(i.indexrelid), pg_get_constraintdef(k.oid), '') as definition \
@@ -340,7 +341,7 @@ fn of_table(table: &Table, refusals: &mut Refusals) {
 fn of_triggers(triggers: &[Trigger], old: Option<&str>, refusals: &mut Refusals) {
     for trigger in triggers {
         if trigger.name.starts_with(TRIGGER) {
-            refusals.when(true, "another change of a column of it is under way", "commit or roll back that run first");
+            refusals.when(true, "another change of a column of it is under way", "commit or roll back that run first; a pipeline changes one column of a table at a time");
             continue;
         }
         refusals.when(
@@ -360,7 +361,7 @@ fn of_dependents(dependents: &[Dependent], refusals: &mut Refusals) {
     for Dependent { class, kind, described, .. } in dependents {
         let remedy = match (class.as_str(), kind.as_str()) {
             ("class", "i" | "S") | ("constraint", "c" | "u" | "p" | "f" | "n") | ("attrdef", "own") => continue,
-            ("class", "iR") => "name another replica identity until commit: ALTER TABLE … REPLICA IDENTITY",
+            ("class", "iR") | ("constraint", "uI" | "pI") => "name another replica identity until commit: ALTER TABLE … REPLICA IDENTITY",
             ("constraint", "fR") => {
                 "foreign keys of tables refer to the column: drop them before this step and add them anew behind it (postgres.foreign_key)"
             }
@@ -423,7 +424,8 @@ async fn probe(
         sqlx::query(AssertSqlSafe(format!("alter table pg_temp.upgrade_probe add column {name} {type_name}{default}")))
             .execute(&mut *connection)
             .await
-            .doing(|| format!("understanding the type or the default of `{key}`"))?;
+            .doing(|| format!("understanding the type or the default of `{key}`"))
+            .map_err(|error| hinted(error, "correct `type` or `default`; name what is outside of the table's schema and `public` with its schema"))?;
         let after = node().fetch_one(&mut *connection).await?;
         let (type_name, collation) = sqlx::query_as(
             "select format_type(a.atttypid, a.atttypmod), \
@@ -515,6 +517,15 @@ fn resolve(
     }
 }
 
+/// Adds what to do about a text that the server does not understand.
+fn hinted(error: PostgresError, hint: &str) -> PostgresError {
+    if error.code().is_some_and(|code| code.starts_with("42") || code.starts_with("22")) {
+        StepError::from(error).with_hint(hint).into()
+    } else {
+        error
+    }
+}
+
 /// Lets the server read both expressions, so that a mistake shows before anything is changed.
 async fn understood(
     connection: &mut PgConnection,
@@ -530,14 +541,9 @@ async fn understood(
             .await
             .doing(|| format!("understanding `{key}`"));
         sqlx::raw_sql("rollback").execute(&mut *connection).await?;
-        read.map_err(|error| {
-            let error = StepError::from(error);
-            let hint = format!(
-                "`{key}` is an expression over the columns of a row in the {} shape; name functions outside of the \
-                 table's schema and `public` with their schema",
-                if key == "up" { "old" } else { "new" }
-            );
-            error.with_hint(hint)
+        read.map_err(|error| match key {
+            "up" => hinted(error, "`up` is an expression over the columns of a row in the old shape; name functions outside of the table's schema and `public` with their schema"),
+            _ => hinted(error, "`down` is an expression over the columns of a row in the new shape; name functions outside of the table's schema and `public` with their schema"),
         })?;
     }
     Ok(())

@@ -12,6 +12,7 @@ mod index;
 mod integrity;
 mod ledger;
 mod lint;
+mod expand;
 mod locking;
 mod query;
 mod sql;

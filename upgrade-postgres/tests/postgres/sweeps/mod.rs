@@ -5,6 +5,7 @@
 
 mod foreign_key;
 mod index;
+mod expand;
 mod sql;
 mod writes;
 
