@@ -341,7 +341,11 @@ fn of_table(table: &Table, refusals: &mut Refusals) {
 fn of_triggers(triggers: &[Trigger], old: Option<&str>, refusals: &mut Refusals) {
     for trigger in triggers {
         if trigger.name.starts_with(TRIGGER) {
-            refusals.when(true, "another change of a column of it is under way", "commit or roll back that run first; a pipeline changes one column of a table at a time");
+            refusals.when(
+                true,
+                "another change of a column of it is under way",
+                "commit or roll back that run first; a pipeline changes one column of a table at a time",
+            );
             continue;
         }
         refusals.when(
@@ -361,7 +365,9 @@ fn of_dependents(dependents: &[Dependent], refusals: &mut Refusals) {
     for Dependent { class, kind, described, .. } in dependents {
         let remedy = match (class.as_str(), kind.as_str()) {
             ("class", "i" | "S") | ("constraint", "c" | "u" | "p" | "f" | "n") | ("attrdef", "own") => continue,
-            ("class", "iR") | ("constraint", "uI" | "pI") => "name another replica identity until commit: ALTER TABLE … REPLICA IDENTITY",
+            ("class", "iR") | ("constraint", "uI" | "pI") => {
+                "name another replica identity until commit: ALTER TABLE … REPLICA IDENTITY"
+            }
             ("constraint", "fR") => {
                 "foreign keys of tables refer to the column: drop them before this step and add them anew behind it (postgres.foreign_key)"
             }

@@ -6,6 +6,7 @@ mod foreign_key;
 mod index;
 mod restore;
 mod sql;
+pub(crate) mod writes;
 
 pub(crate) use backup::may_create;
 pub use backup::{Backup, BackupConfig, BackupOutput, BackupUndo, Method, OnRollback};
@@ -19,7 +20,6 @@ pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
 pub use writes::{Writes, WritesConfig, WritesOutput, WritesState, WritesUndo};
 
 use upgrade_core::AnyStep;
-use upgrade_core::registry::Registry;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::step::Rollback;
 

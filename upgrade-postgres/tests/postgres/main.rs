@@ -5,6 +5,7 @@
 mod backup;
 mod connection;
 mod documentation;
+mod expand;
 mod fingerprint;
 mod foreign_key;
 mod forwarder;
@@ -12,7 +13,6 @@ mod index;
 mod integrity;
 mod ledger;
 mod lint;
-mod expand;
 mod locking;
 mod query;
 mod sql;

@@ -93,9 +93,7 @@ const RETYPED_IN_A_VIEW: Kind = Kind {
 };
 
 const NOT_NULL: Kind = Kind {
-    change: || {
-        json!({ "not_null": { "column": "amount", "up": "-1", "down": "nullif(sure, -1)", "as": "sure" }, "batch": 2 })
-    },
+    change: || json!({ "not_null": { "column": "amount", "up": "-1", "down": "nullif(sure, -1)", "as": "sure" }, "batch": 2 }),
     table: "accounts",
     column: "sure",
     spelled: |value| value.unwrap_or(-1).to_string(),
@@ -259,8 +257,10 @@ impl Writers {
 /// Compares every row with what the writers know.
 async fn compare(url: &str, read: &str, models: &[Model], traffic: &Traffic) {
     let mut connection = PgConnection::connect(url).await.unwrap();
-    let rows: Vec<(i32, Option<i64>)> =
-        sqlx::query_as(AssertSqlSafe(format!("select id, {read} from accounts"))).fetch_all(&mut connection).await.unwrap();
+    let rows: Vec<(i32, Option<i64>)> = sqlx::query_as(AssertSqlSafe(format!("select id, {read} from accounts")))
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
     let mut expected: Model = models.iter().flatten().map(|(id, value)| (*id, *value)).collect();
     for (number, counted) in (0..).zip(&traffic.counted) {
         expected.insert(-1 - number, Some(counted.load(Ordering::Relaxed)));

@@ -27,17 +27,33 @@ async fn refused(database: &Database, change: &Value) -> StepError {
 async fn what_cannot_be_kept_in_step_is_refused_with_a_remedy() {
     for (setup, what, remedy) in [
         ("create table t (id int, c int) partition by list (c)", "not an ordinary table", "partitioned"),
-        ("create table p (c int) partition by list (c); create table t partition of p default", "partition", "migration"),
+        (
+            "create table p (c int) partition by list (c); create table t partition of p default",
+            "partition",
+            "migration",
+        ),
         ("create table p (c int); create table t (x int) inherits (p)", "inherit", "migration"),
         ("create table t (c int generated always as identity)", "identity", "DROP IDENTITY"),
         ("create table t (x int, c int generated always as (x + 1) stored)", "generated", "migration"),
-        ("create table t (c int, x int generated always as (c + 1) stored)", "default value for column x", "generated column"),
+        (
+            "create table t (c int, x int generated always as (c + 1) stored)",
+            "default value for column x",
+            "generated column",
+        ),
         ("create table t (c int); create view v as select c from t", "view v", "drop the view"),
-        ("create table t (c int unique); create table u (c int references t (c))", "constraint u_c_fkey", "postgres.foreign_key"),
+        (
+            "create table t (c int unique); create table u (c int references t (c))",
+            "constraint u_c_fkey",
+            "postgres.foreign_key",
+        ),
         ("create table t (c int, exclude (c with =))", "constraint t_c_excl", "drop it"),
         ("create table t (c int); create publication pub for table t", "published", "publication"),
         ("create table t (c int); create rule r as on delete to t do instead nothing", "rules", "triggers"),
-        ("create table t (c int not null unique); alter table t replica identity using index t_c_key", "t_c_key", "replica identity"),
+        (
+            "create table t (c int not null unique); alter table t replica identity using index t_c_key",
+            "t_c_key",
+            "replica identity",
+        ),
         (
             "create table t (c int); create function f() returns trigger language plpgsql as 'begin NEW.c := 1; return NEW; end'; \
              create trigger speaks before insert on t for each row execute function f()",
@@ -50,11 +66,7 @@ async fn what_cannot_be_kept_in_step_is_refused_with_a_remedy() {
             "would fire after ours",
             "rename it",
         ),
-        (
-            "create table t (a int, c int); create statistics s on a, c from t",
-            "statistics object s",
-            "drop it",
-        ),
+        ("create table t (a int, c int); create statistics s on a, c from t", "statistics object s", "drop it"),
         ("create table t (c int); create policy p on t using (c > 0)", "policy p", "drop it"),
         ("create table t (c int, d int)", "has a column \"d\" already", "another name"),
         ("create table t (x int)", "has no column \"c\"", "correct `column`"),
@@ -75,11 +87,17 @@ async fn mistakes_show_before_anything_is_changed() {
     database.execute("create table t (id int, c int default 5)");
     for (change, what) in [
         (json!({ "retype": { "column": "c", "type": "no_such", "as": "d" } }), "type \"no_such\" does not exist"),
-        (json!({ "retype": { "column": "c", "type": "text", "up": "e", "as": "d", "default": "null" } }), "column \"e\" does not exist"),
+        (
+            json!({ "retype": { "column": "c", "type": "text", "up": "e", "as": "d", "default": "null" } }),
+            "column \"e\" does not exist",
+        ),
         (json!({ "retype": { "column": "c", "type": "text", "down": "c", "as": "d" } }), "column \"c\" does not exist"),
         (json!({ "retype": { "column": "c", "type": "text", "up": "c::text", "as": "d" } }), "has the default 5"),
         (json!({ "add": { "column": "d", "type": "int", "default": "'x'" } }), "invalid input syntax"),
-        (json!({ "retype": { "column": "c", "type": "text; drop table t --", "as": "d" } }), "cannot insert multiple commands"),
+        (
+            json!({ "retype": { "column": "c", "type": "text; drop table t --", "as": "d" } }),
+            "cannot insert multiple commands",
+        ),
     ] {
         let error = refused(&database, &change).await;
         assert!(error.message().contains(what), "{change}: {error}");
@@ -122,8 +140,10 @@ async fn the_plan_says_what_is_made_and_what_is_dropped() {
     database.execute("create table t (id int, c int check (c > 0)); create index by_c on t (c)");
     let mut run = Run::new(&database, "t", &json!({ "retype": { "column": "c", "type": "bigint" }, "schema": "v2" }));
     let Prepared::Change { changes, .. } = run.prepare().await.unwrap() else { panic!() };
-    let text: Vec<_> =
-        changes.iter().map(|change| format!("{} {}", change.subject, change.summary.as_deref().unwrap_or(""))).collect();
+    let text: Vec<_> = changes
+        .iter()
+        .map(|change| format!("{} {}", change.subject, change.summary.as_deref().unwrap_or("")))
+        .collect();
     let text = text.join("\n");
     for said in ["bigint", "at commit", "\"v2\".\"t\"", "index by_c", "constraint t_c_check", "filled in batches"] {
         assert!(text.contains(said), "{said}: {text}");
@@ -205,8 +225,10 @@ async fn a_trigger_that_somebody_switched_off_is_a_conflict() {
     for error in [run.rollback().await.unwrap_err(), run.commit().await.unwrap_err()] {
         assert!(error.as_conflict().is_some(), "{error}");
     }
-    database.execute("do $$ declare n name; begin select tgname into n from pg_trigger where tgrelid = 't'::regclass; \
-                      execute format('alter table t enable always trigger %I', n); end $$");
+    database.execute(
+        "do $$ declare n name; begin select tgname into n from pg_trigger where tgrelid = 't'::regclass; \
+                      execute format('alter table t enable always trigger %I', n); end $$",
+    );
     run.rollback().await.unwrap();
 }
 

@@ -46,7 +46,12 @@ async fn null_and_defaults_and_both_sides_go_by_the_stated_rules() {
     run.commit().await.unwrap();
     database.execute("insert into t (id) values (12)");
     assert_eq!(database.text("select d from t where id in (11, 12) order by id"), "0.001\n7.5");
-    assert_eq!(database.text("select attname from pg_attribute where attrelid = 't'::regclass and attnum > 0 and not attisdropped"), "id\nd");
+    assert_eq!(
+        database.text(
+            "select attname from pg_attribute where attrelid = 't'::regclass and attnum > 0 and not attisdropped"
+        ),
+        "id\nd"
+    );
     nothing_left(&database);
 }
 
@@ -70,7 +75,10 @@ async fn through_the_view_null_and_defaults_are_what_was_meant() {
          insert into t (id, c) values (4, 0) on conflict (id) do update set c = t.c + 1 + excluded.c; \
          set role upgrade_test_reader; select * from t; reset role",
     );
-    assert_eq!(database.text("select format('%s: %s', id, c) from public.t order by id"), "1: 200\n2: 750\n3: \n4: 250");
+    assert_eq!(
+        database.text("select format('%s: %s', id, c) from public.t order by id"),
+        "1: 200\n2: 750\n3: \n4: 250"
+    );
     assert_eq!(
         database.text("select format('%s: %s', id, trim_scale(c)) from v2.t order by id"),
         "1: 2\n2: 7.5\n3: \n4: 2.5"
@@ -87,7 +95,10 @@ async fn through_the_view_null_and_defaults_are_what_was_meant() {
     run.commit().await.unwrap();
     assert_eq!(sees().await, 4);
     database.execute("drop owned by upgrade_test_reader; drop role upgrade_test_reader");
-    assert_eq!(database.text("select format('%s: %s', id, trim_scale(c)) from t order by id"), "1: 2\n2: 7.5\n3: \n4: 2.5");
+    assert_eq!(
+        database.text("select format('%s: %s', id, trim_scale(c)) from t order by id"),
+        "1: 2\n2: 7.5\n3: \n4: 2.5"
+    );
     nothing_left(&database);
 }
 
@@ -134,7 +145,11 @@ async fn a_column_is_added_without_writing_the_table_where_the_server_can_do_tha
         (json!({ "column": "d", "type": "int", "default": "7", "not_null": true }), 0, "1: 7\n2: 7\n3: 7"),
         (json!({ "column": "d", "type": "int", "not_null": true, "up": "id * 2" }), 2, "1: 2\n2: 4\n3: 6"),
         (json!({ "column": "d", "type": "int", "default": "9", "up": "id * 2" }), 2, "1: 2\n2: 4\n3: 9"),
-        (json!({ "column": "d", "type": "float", "default": "random() * 0 + 4", "not_null": true }), 2, "1: 4\n2: 4\n3: 4"),
+        (
+            json!({ "column": "d", "type": "float", "default": "random() * 0 + 4", "not_null": true }),
+            2,
+            "1: 4\n2: 4\n3: 4",
+        ),
     ] {
         let Some(database) = any_database() else { return };
         database.execute("create table t (id int primary key); insert into t values (1), (2)");
@@ -147,7 +162,10 @@ async fn a_column_is_added_without_writing_the_table_where_the_server_can_do_tha
         assert_eq!(database.text("select pg_relation_filenode('t')"), node, "{add}");
         run.commit().await.unwrap();
         let not_null = add["not_null"] == true;
-        assert_eq!(database.text("select attnotnull from pg_attribute where attrelid = 't'::regclass and attname = 'd'"), if not_null { "t" } else { "f" });
+        assert_eq!(
+            database.text("select attnotnull from pg_attribute where attrelid = 't'::regclass and attname = 'd'"),
+            if not_null { "t" } else { "f" }
+        );
         nothing_left(&database);
     }
 }
@@ -180,10 +198,12 @@ async fn all_that_stands_on_a_column_is_there_again_under_its_name() {
              create index \"some\" on t (c) where c <> 3; create index other on t ((c + 1), id); comment on column t.c is 'it''s c'; \
              alter table t alter c set statistics 77",
         );
-        let names = || database.text(
-            "select name from (select conname::text as name from pg_constraint where conrelid = 't'::regclass \
+        let names = || {
+            database.text(
+                "select name from (select conname::text as name from pg_constraint where conrelid = 't'::regclass \
              union select indexrelid::regclass::text from pg_index where indrelid = 't'::regclass) n order by 1",
-        );
+            )
+        };
         let (before, schema) = (names(), database.schema());
         for change in [
             json!({ "retype": { "column": "c", "type": "bigint" }, "schema": "v2" }),
@@ -206,7 +226,8 @@ async fn all_that_stands_on_a_column_is_there_again_under_its_name() {
         }
         assert_eq!(names(), before);
         let sorted = |text: &str| {
-            let mut lines: Vec<String> = text.lines().map(|line| line.trim().trim_end_matches(',').to_owned()).collect();
+            let mut lines: Vec<String> =
+                text.lines().map(|line| line.trim().trim_end_matches(',').to_owned()).collect();
             lines.sort();
             lines.join("\n")
         };

@@ -3,9 +3,9 @@
 
 #![cfg(test)]
 
+mod expand;
 mod foreign_key;
 mod index;
-mod expand;
 mod sql;
 mod writes;
 
