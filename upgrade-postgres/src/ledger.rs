@@ -157,6 +157,29 @@ impl Ledger {
         Ok(())
     }
 
+    /// Writes the statement of [`Ledger::put`], to be sent together with the effect that it speaks of.
+    ///
+    /// # Errors
+    /// The value cannot be written as JSON.
+    pub fn put_statement(&self, item: &str, value: &impl Serialize) -> Result<String, StepError> {
+        let value = serde_json::to_string(value).map_err(|error| {
+            StepError::permanent("what the step keeps cannot be written as JSON").with_cause(&error)
+        })?;
+        Ok(format!(
+            "insert into {} (marker, item, value) values ({}, {}, {}::jsonb) \
+             on conflict (marker, item) do update set value = excluded.value, at = excluded.at",
+            self.table(),
+            literal(&self.marker),
+            literal(item),
+            literal(&value),
+        ))
+    }
+
+    /// Writes the statement of [`Ledger::remove`], to be sent together with what undoes the effect.
+    pub fn remove_statement(&self, item: &str) -> String {
+        format!("delete from {} where marker = {} and item = {}", self.table(), literal(&self.marker), literal(item))
+    }
+
     /// Reads an item.
     ///
     /// # Errors

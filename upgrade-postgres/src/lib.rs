@@ -13,6 +13,7 @@
 //! - [`program`]: PostgreSQL's own programs and other people's, run to their end;
 //! - [`fingerprint`]: what tables hold, compared without reading them twice;
 //! - [`backup`]: a database kept in a directory that proves itself;
+//! - [`migrations`]: versioned SQL scripts, and what a database knows of them;
 //! - [`identifier`]: names, quoted.
 
 pub mod address;
@@ -26,6 +27,7 @@ mod indexes;
 pub mod ledger;
 pub mod lint;
 pub mod locking;
+pub mod migrations;
 pub mod program;
 pub mod session;
 pub mod steps;

@@ -65,6 +65,7 @@ pub struct Session {
     address: Address,
     /// Held by all that connect beside it as well: closed with the last of them.
     passage: Option<Arc<Passage>>,
+    settings: String,
 }
 
 impl std::fmt::Debug for Session {
@@ -108,8 +109,22 @@ impl Session {
             // What a killed driver left running ends by itself, in the middle of a statement.
             settings.push_str("set client_connection_check_interval = '2s';");
         }
-        sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut connection).await?;
-        Ok(Self { connection, facts, began, address: address.clone(), passage })
+        sqlx::raw_sql(AssertSqlSafe(settings.clone())).execute(&mut connection).await?;
+        Ok(Self { connection, facts, began, address: address.clone(), passage, settings })
+    }
+
+    /// Takes back what somebody's script set: role, search_path, temporary tables. Locks are kept.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn reset(&mut self) -> Result<(), PostgresError> {
+        // DISCARD ALL would let go of the advisory locks as well.
+        let sql = format!(
+            "reset session authorization; reset role; reset all; close all; unlisten *; discard temp; discard sequences; {}",
+            self.settings
+        );
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection).await.doing(|| "resetting the session".into())?;
+        Ok(())
     }
 
     /// Returns the connection.

@@ -3,12 +3,14 @@
 mod backup_fresh;
 mod integrity;
 mod lint;
+mod migrations;
 mod query;
 mod version;
 
 pub use backup_fresh::{BackupFreshCheck, BackupFreshCheckConfig, Verify};
 pub use integrity::{Assertion, Compare, ForeignKeys, IntegrityCheck, IntegrityCheckConfig};
 pub use lint::{LintCheck, LintCheckConfig};
+pub use migrations::{MigrationsCheck, MigrationsCheckConfig, PendingPolicy};
 pub use query::{QueryCheck, QueryCheckConfig};
 pub use version::{VersionCheck, VersionCheckConfig};
 
@@ -31,6 +33,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "postgres.lint",
             "Finds statements of migrations that are dangerous under traffic",
             LintCheck::from_config,
+        )
+        .check(
+            "postgres.migrations",
+            "Asks whether migrations and their history agree, and whether any are pending",
+            MigrationsCheck::from_config,
         )
         .check("postgres.query", "Asks for one value and holds it to limits", QueryCheck::from_config)
         .check("postgres.version", "Asks for the version of the server", VersionCheck::from_config);

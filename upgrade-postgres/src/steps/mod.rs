@@ -4,6 +4,7 @@ mod backup;
 mod expand;
 mod foreign_key;
 mod index;
+pub(crate) mod migrate;
 mod restore;
 mod sql;
 pub(crate) mod writes;
@@ -15,6 +16,9 @@ pub use expand::{
 };
 pub use foreign_key::{Action, ForeignKey, ForeignKeyConfig, ForeignKeyOutput, ForeignKeyUndo, References, Unindexed};
 pub use index::{DetailedIndexKey, Index, IndexConfig, IndexKey, IndexOutput, IndexPresence, IndexUndo, Nulls, Order};
+pub use migrate::{
+    Migrate, MigrateConfig, MigrateOutput, MigrateUndo, Preset, Runner, RunnerConfig, RunnerOutput, RunnerUndo, UndoBy,
+};
 pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
 pub use writes::{Writes, WritesConfig, WritesOutput, WritesState, WritesUndo};
@@ -42,6 +46,11 @@ pub(crate) fn register(registry: &mut Registry) {
             reversible(ForeignKey::from_config),
         )
         .step("postgres.index", "Builds an index beside live traffic, or drops one", reversible(Index::from_config))
+        .step(
+            "postgres.migrate",
+            "Applies the migrations of a directory, and takes back exactly what it applied",
+            Migrate::any_from_config,
+        )
         .step(
             "postgres.restore",
             "Puts what a backup holds in the place of a database, which is kept until commit",

@@ -15,6 +15,7 @@ mod ledger;
 mod lint;
 mod locking;
 mod query;
+mod migrate;
 mod sql;
 mod sweeps;
 mod traffic;

@@ -6,6 +6,8 @@
 mod expand;
 mod foreign_key;
 mod index;
+mod expand;
+mod migrate;
 mod sql;
 mod writes;
 
@@ -28,13 +30,15 @@ pub(crate) struct Case {
     pub(crate) interfere: fn(&Database, &str) -> bool,
     /// Tells whether that change is still there.
     pub(crate) survived: fn(&Database, &str) -> bool,
+    /// Writes down what is in the tables; without what no two runs have in common.
+    pub(crate) contents: fn(&Database) -> String,
     /// Writes down what is to be seen beside schema and contents.
     pub(crate) observe: fn(&Database) -> String,
 }
 
 impl Case {
     pub(crate) const fn new(setup: &'static str, pipeline: &'static str) -> Self {
-        Self { setup, pipeline, interfere: |_, _| false, survived: |_, _| true, observe: |_| String::new() }
+        Self { setup, pipeline, interfere: |_, _| false, survived: |_, _| true, contents: Database::contents, observe: |_| String::new() }
     }
 }
 
@@ -60,7 +64,7 @@ impl Scenario for On<'_> {
     }
 
     fn observe(&self, world: &Database) -> String {
-        format!("{}\n{}\n{}", world.schema(), world.contents(), (self.case.observe)(world))
+        format!("{}\n{}\n{}", world.schema(), (self.case.contents)(world), (self.case.observe)(world))
     }
 
     fn interfere(&self, world: &Database, step: &StepId) -> bool {

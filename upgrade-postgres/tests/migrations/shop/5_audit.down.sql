@@ -1,0 +1,3 @@
+drop trigger audited on customers;
+drop function note();
+drop table audit;

@@ -1,0 +1,1 @@
+update customers set balance = balance + 7;

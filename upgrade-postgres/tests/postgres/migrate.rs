@@ -1,0 +1,10 @@
+//! `postgres.migrate` and `postgres.migrations`, directly: histories of other tools, contradictions,
+//! scripts that fail, several at once.
+
+#![cfg(test)]
+
+mod directory;
+mod histories;
+mod refusals;
+mod together;
+mod undone;
