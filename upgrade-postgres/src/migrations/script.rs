@@ -186,7 +186,7 @@ impl Script {
         Ok(statements_of(&root)
             .filter(|statement| !matches!(statement, Stmt::EmptyStmt(_)))
             .map(|statement| Statement {
-                text: statement.syntax().text().to_string().trim().trim_end_matches(';').to_owned(),
+                text: text_of(statement.syntax()),
                 line: self.line_of(statement.syntax()),
                 kind: kind_of(&statement),
             })
@@ -232,10 +232,14 @@ fn has(node: &SyntaxNode, kind: SyntaxKind) -> bool {
 }
 
 fn first_words(node: &SyntaxNode) -> String {
+    text_of(node).split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// Returns a statement without comments before it and without its semicolon.
+fn text_of(node: &SyntaxNode) -> String {
     let text = node.text().to_string();
     let at = start(node).saturating_sub(node.text_range().start().into());
-    let words: Vec<&str> = text.get(at..).unwrap_or_default().trim_end_matches(';').split_whitespace().take(3).collect();
-    words.join(" ")
+    text.get(at..).unwrap_or_default().trim().trim_end_matches(';').to_owned()
 }
 
 fn spelled(node: &SyntaxNode) -> String {

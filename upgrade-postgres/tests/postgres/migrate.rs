@@ -5,6 +5,7 @@
 
 mod directory;
 mod histories;
+mod history_of_an_application;
 mod refusals;
 mod together;
 mod undone;

@@ -1,0 +1,2 @@
+drop schema reports;
+drop schema forum;

@@ -1,0 +1,2 @@
+create schema forum;
+create schema reports;

@@ -1,0 +1,1 @@
+drop type forum.trust_level;

@@ -1,0 +1,1 @@
+create type forum.trust_level as enum ('new', 'basic', 'member', 'regular');

@@ -1,0 +1,1 @@
+create domain forum.email as text check (value ~ '^[^@\s]+@[^@\s]+$');

@@ -1,0 +1,1 @@
+drop index forum.accounts_name;

@@ -1,0 +1,1 @@
+create unique index accounts_name on forum.accounts (lower(name));

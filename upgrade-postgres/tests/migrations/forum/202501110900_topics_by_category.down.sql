@@ -1,0 +1,1 @@
+drop index forum.topics_by_category;

@@ -1,0 +1,1 @@
+drop index forum.posts_by_topic;

@@ -1,0 +1,1 @@
+create index posts_by_topic on forum.posts (topic, id);

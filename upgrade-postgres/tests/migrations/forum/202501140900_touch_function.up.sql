@@ -1,0 +1,6 @@
+create function forum.touch() returns trigger language plpgsql as $$
+begin
+    new.edited_at := clock_timestamp();
+    return new;
+end
+$$;

@@ -1,0 +1,1 @@
+create trigger touch before update of body on forum.posts for each row execute function forum.touch();

@@ -1,0 +1,1 @@
+drop view forum.topic_overview;

@@ -1,0 +1,1 @@
+alter table forum.posts drop column score;

@@ -1,0 +1,1 @@
+alter table forum.posts add column score int not null default 0;

@@ -1,0 +1,2 @@
+drop trigger count_vote on forum.votes;
+drop function forum.count_vote();

@@ -1,0 +1,1 @@
+alter table forum.accounts add column bio text not null default '';

@@ -1,0 +1,1 @@
+alter table forum.accounts alter column bio drop not null, alter column bio drop default;

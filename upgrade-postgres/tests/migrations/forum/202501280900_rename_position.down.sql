@@ -1,0 +1,1 @@
+alter table forum.categories rename column sort_order to position;

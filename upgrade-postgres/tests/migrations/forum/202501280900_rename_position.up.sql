@@ -1,0 +1,1 @@
+alter table forum.categories rename column position to sort_order;

@@ -1,0 +1,1 @@
+alter table forum.categories alter column sort_order type bigint;

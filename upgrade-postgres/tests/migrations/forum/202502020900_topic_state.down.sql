@@ -1,0 +1,2 @@
+alter table forum.topics drop column state;
+drop type forum.topic_state;

@@ -1,0 +1,1 @@
+drop table forum.audit_2025_q4;

@@ -1,0 +1,1 @@
+create table forum.audit_rest partition of forum.audit default;

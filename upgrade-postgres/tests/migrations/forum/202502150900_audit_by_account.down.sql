@@ -1,0 +1,1 @@
+drop index forum.audit_by_account;

@@ -1,0 +1,1 @@
+create index audit_by_account on forum.audit (account, at);

@@ -1,0 +1,1 @@
+create index audit_detail on forum.audit using gin (detail);

@@ -1,0 +1,1 @@
+drop function forum.log(text, jsonb);

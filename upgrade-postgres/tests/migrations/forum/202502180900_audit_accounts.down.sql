@@ -1,0 +1,2 @@
+drop trigger audit on forum.accounts;
+drop function forum.audit_accounts();

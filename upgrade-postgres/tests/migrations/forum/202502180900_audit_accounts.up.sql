@@ -1,0 +1,8 @@
+create function forum.audit_accounts() returns trigger language plpgsql as $$
+begin
+    insert into forum.audit (at, what, detail)
+    values ('2026-02-03', tg_op || ' accounts', jsonb_build_object('id', coalesce(new.id, old.id)));
+    return null;
+end
+$$;
+create trigger audit after insert or delete on forum.accounts for each row execute function forum.audit_accounts();

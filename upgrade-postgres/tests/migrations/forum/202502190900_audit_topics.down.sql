@@ -1,0 +1,2 @@
+drop trigger audit on forum.topics;
+drop function forum.audit_topics();

@@ -1,0 +1,2 @@
+drop trigger audit on forum.posts;
+drop function forum.audit_posts();

@@ -1,0 +1,3 @@
+drop trigger audit on forum.accounts;
+create trigger audit after insert or update or delete on forum.accounts
+    for each row execute function forum.audit_accounts();

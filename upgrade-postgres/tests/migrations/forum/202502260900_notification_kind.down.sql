@@ -1,0 +1,1 @@
+alter table forum.notifications drop constraint known_kind;

@@ -1,0 +1,3 @@
+delete from forum.notifications where kind = 'badge';
+alter table forum.notifications drop constraint known_kind;
+alter table forum.notifications add constraint known_kind check (kind in ('reply', 'mention', 'vote'));

@@ -1,0 +1,1 @@
+alter table forum.accounts drop column quota;

@@ -1,0 +1,1 @@
+update forum.accounts set quota = quota * 2 where trust = 'regular';

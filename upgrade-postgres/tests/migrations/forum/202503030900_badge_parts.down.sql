@@ -1,0 +1,1 @@
+drop type forum.badge_look;

@@ -1,0 +1,1 @@
+create type forum.badge_look as (colour text, icon text);

@@ -1,0 +1,2 @@
+-- no-transaction
+drop index concurrently forum.posts_search;

@@ -1,0 +1,2 @@
+-- no-transaction
+create index concurrently posts_search on forum.posts using gin (search);

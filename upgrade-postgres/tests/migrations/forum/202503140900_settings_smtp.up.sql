@@ -1,0 +1,1 @@
+insert into forum.settings values ('smtp', '{"host": "localhost", "port": 25}');

@@ -1,0 +1,1 @@
+update forum.settings set value = jsonb_set(value, '{port}', '587') where name = 'smtp';

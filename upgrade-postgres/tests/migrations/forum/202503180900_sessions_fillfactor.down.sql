@@ -1,0 +1,1 @@
+alter table forum.sessions reset (fillfactor, autovacuum_vacuum_scale_factor);

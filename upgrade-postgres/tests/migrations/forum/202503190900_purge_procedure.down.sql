@@ -1,0 +1,1 @@
+drop procedure forum.purge_sessions();

@@ -1,0 +1,1 @@
+create procedure forum.purge_sessions() language sql as $$ delete from forum.sessions where expires_at < now() $$;

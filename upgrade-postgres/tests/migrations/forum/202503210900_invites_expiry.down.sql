@@ -1,0 +1,1 @@
+alter table forum.invites drop column expires_on;

@@ -1,0 +1,1 @@
+alter table forum.invites add column expires_on date;

@@ -1,0 +1,1 @@
+drop index forum.one_open_report;

@@ -1,0 +1,1 @@
+create unique index one_open_report on forum.reports (post) where not closed;

@@ -1,0 +1,1 @@
+alter table forum.flags drop column weight;

@@ -1,0 +1,1 @@
+drop policy send_messages on forum.messages;

@@ -1,0 +1,1 @@
+drop statistics forum.topics_category_author;

@@ -1,0 +1,2 @@
+drop trigger check_answer on forum.poll_answers;
+drop function forum.check_answer();

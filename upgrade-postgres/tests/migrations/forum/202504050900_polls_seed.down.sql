@@ -1,0 +1,2 @@
+delete from forum.poll_answers;
+delete from forum.polls;

@@ -1,0 +1,1 @@
+create index bans_during on forum.bans using gist (during);

@@ -1,0 +1,1 @@
+drop function forum.is_banned(bigint, timestamptz);

@@ -1,0 +1,1 @@
+drop index forum.login_events_address;

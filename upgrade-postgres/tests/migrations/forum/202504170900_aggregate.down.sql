@@ -1,0 +1,2 @@
+drop aggregate reports.longest(text);
+drop function reports.longer(text, text);

@@ -1,0 +1,1 @@
+create collation forum.plain (provider = libc, locale = 'C');

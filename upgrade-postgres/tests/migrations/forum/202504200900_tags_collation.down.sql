@@ -1,0 +1,1 @@
+alter table forum.tags alter column label type text collate "default";

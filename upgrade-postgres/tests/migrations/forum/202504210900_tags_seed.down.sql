@@ -1,0 +1,2 @@
+delete from forum.topic_tags;
+delete from forum.tags;

@@ -1,0 +1,1 @@
+drop index reports.tag_cloud_label;

@@ -1,0 +1,1 @@
+create unique index tag_cloud_label on reports.tag_cloud (label);

@@ -1,0 +1,1 @@
+alter table forum.topics drop column slug;

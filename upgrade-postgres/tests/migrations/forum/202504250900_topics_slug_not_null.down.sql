@@ -1,0 +1,1 @@
+alter table forum.topics alter column slug drop not null;

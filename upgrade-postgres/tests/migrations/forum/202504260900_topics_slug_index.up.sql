@@ -1,0 +1,4 @@
+-- no-transaction
+create index concurrently topics_slug on forum.topics (slug);
+
+vacuum forum.topics;

@@ -1,0 +1,2 @@
+comment on schema reports is null;
+comment on column forum.topics.slug is null;

@@ -1,0 +1,1 @@
+alter table forum.account_badges replica identity default;

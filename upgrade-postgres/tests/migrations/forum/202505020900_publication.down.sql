@@ -1,0 +1,1 @@
+drop publication forum_posts;

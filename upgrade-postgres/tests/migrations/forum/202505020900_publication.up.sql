@@ -1,0 +1,1 @@
+create publication forum_posts for table forum.posts, forum.topics;
