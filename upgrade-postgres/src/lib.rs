@@ -6,10 +6,12 @@
 //! - [`target`]: a database as the target of an upgrade;
 //! - [`session`]: one connection, cancelled with the call, ended after a crash;
 //! - [`locking`]: strong locks under live traffic;
+//! - [`backfill`]: what a backfill is made of;
 //! - [`ledger`]: what a run keeps in the database, in the transaction of the effect it speaks of;
 //! - [`identifier`]: names, quoted.
 
 pub mod address;
+pub mod backfill;
 pub mod checks;
 pub mod error;
 pub mod identifier;

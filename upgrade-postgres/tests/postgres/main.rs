@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod backfill;
 mod connection;
 mod documentation;
 mod locking;

@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod backfill;
 mod sql;
 
 use upgrade_core::file::{LoadOptions, parse};
