@@ -116,6 +116,13 @@ impl Monitor {
             if let Some(share) =
                 self.config.max_increase.filter(|_| baseline_from.is_none_or(|at| at.elapsed() > BASELINE_AGAIN))
             {
+                if self.config.p95.is_none() && !others_at_work(session, own).await? {
+                    // Nobody is there to be held up: what it would cost them is measured when they come.
+                    let pressure = self.others(session, own).await?;
+                    self.pace.observe(pressure);
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
                 let base = self.baseline(session).await?;
                 let relative = base * (1.0 + share.0);
                 let stated = self.config.p95.map_or(f64::INFINITY, |span| span.0.as_secs_f64());

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod backfill;
+mod backfill_traffic;
 mod connection;
 mod documentation;
 mod locking;
