@@ -6,6 +6,7 @@
 //! - [`target`]: a database as the target of an upgrade;
 //! - [`session`]: one connection, cancelled with the call, ended after a crash;
 //! - [`locking`]: strong locks under live traffic;
+//! - [`backfill`]: what a backfill is made of;
 //! - [`ledger`]: what a run keeps in the database, in the transaction of the effect it speaks of;
 //! - [`fingerprint`]: what tables hold, compared without reading them twice;
 //! - [`identifier`]: names, quoted;
@@ -18,6 +19,7 @@
 
 pub mod address;
 pub mod backup;
+pub mod backfill;
 pub mod checks;
 pub mod error;
 mod expand;

@@ -1,15 +1,16 @@
 //! The kinds of steps, one module each.
 
+mod backfill;
 mod backup;
 mod expand;
 mod foreign_key;
 mod index;
-pub(crate) mod migrate;
 mod restore;
 mod sql;
+pub(crate) mod migrate;
 pub(crate) mod writes;
 
-pub(crate) use backup::may_create;
+pub use backfill::{Backfill, BackfillConfig, BackfillOutput, BackfillUndo};
 pub use backup::{Backup, BackupConfig, BackupOutput, BackupUndo, Method, OnRollback};
 pub use expand::{
     AddColumn, Expand, ExpandConfig, ExpandOutput, ExpandUndo, NotNullColumn, RenameColumn, RetypeColumn,
@@ -22,14 +23,21 @@ pub use migrate::{
 pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
 pub use writes::{Writes, WritesConfig, WritesOutput, WritesState, WritesUndo};
+pub(crate) use backup::may_create;
 
 use upgrade_core::AnyStep;
+use upgrade_core::registry::Registry;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
     registry
+        .step(
+        "postgres.backfill",
+        "Fills rows in batches beside live traffic, resumable, within a budget",
+        |config, cx| Ok(AnyStep::reversible(Backfill::from_config(config, cx)?)),
+    )
         .step(
             "postgres.backup",
             "Keeps a database, or a part of it, in a directory that proves itself",
@@ -56,7 +64,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "Puts what a backup holds in the place of a database, which is kept until commit",
             reversible(Restore::from_config),
         )
-        .step("postgres.sql", "Runs a statement, and another one to undo it, each exactly once", Sql::any_from_config)
+        .step(
+        "postgres.sql",
+        "Runs a statement, and another one to undo it, each exactly once",
+        Sql::any_from_config,
+    )
         .step("postgres.writes", "Stops the writes of everybody else, and allows them again", |config, cx| {
             Writes::from_config(config, cx).map(AnyStep::reversible)
         });

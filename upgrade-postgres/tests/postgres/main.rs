@@ -3,6 +3,8 @@
 #![cfg(test)]
 
 mod backup;
+mod backfill;
+mod backfill_traffic;
 mod connection;
 mod documentation;
 mod expand;

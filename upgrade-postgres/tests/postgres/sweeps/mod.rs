@@ -8,6 +8,7 @@ mod foreign_key;
 mod index;
 mod expand;
 mod migrate;
+mod backfill;
 mod sql;
 mod writes;
 
