@@ -199,7 +199,16 @@ fn lint_one(
             finding(start, SYNTAX.to_owned(), severity, error.message().to_owned(), Some(help.to_owned()))
         }));
     }
-    findings.extend(linter.lint(&parsed, text).into_iter().map(|violation| {
+    let mut violations = linter.lint(&parsed, text);
+    let alone = Rule::BanConcurrentIndexCreationInTransaction;
+    if rules.contains(&alone) && parsed.tree().stmts().count() == 1 {
+        // The rule passes a statement that stands alone, which other tools run outside of a transaction.
+        let text = format!("{text}\n; select 1;");
+        let mut linter = Linter::from([alone]);
+        linter.settings.assume_in_transaction = runs_in_transaction(&text);
+        violations.extend(linter.lint(&SourceFile::parse(&text), &text));
+    }
+    findings.extend(violations.into_iter().map(|violation| {
         let help = [violation.help.as_deref(), instead(violation.code)];
         let help = help.into_iter().flatten().map(|text| text.trim_end_matches('.')).collect::<Vec<_>>().join("; ");
         finding(
@@ -212,6 +221,20 @@ fn lint_one(
     }));
     findings.sort_by_key(|finding| finding.line);
     findings
+}
+
+/// Names the line of a statement that would begin or end the transaction in which the script runs.
+pub(crate) fn leaves_transaction(text: &str) -> Option<usize> {
+    let mut linter = Linter::from([Rule::TransactionNesting]);
+    linter.settings.assume_in_transaction = true;
+    let violations = linter.lint(&SourceFile::parse(text), text);
+    let leaving = violations.iter().find(|violation| {
+        let range = usize::from(violation.text_range.start())..usize::from(violation.text_range.end());
+        // `ROLLBACK TO` a savepoint stays within.
+        let mut words = text.get(range).unwrap_or_default().split_whitespace();
+        !words.any(|word| word.eq_ignore_ascii_case("to"))
+    })?;
+    Some(line_of(text, leaving.text_range.start().into()))
 }
 
 /// Tells whether a script runs in a transaction: not if its first line says so.

@@ -20,6 +20,7 @@ use upgrade_core::text_or_secret::TextOrSecret;
 use crate::error::{Doing, PostgresError};
 use crate::identifier::literal;
 use crate::ledger::Ledger;
+use crate::lint::leaves_transaction;
 use crate::session::Session;
 use crate::target::Database;
 
@@ -155,6 +156,13 @@ impl Sql {
         if let Some((key, _)) = texts.iter().find(|(_, text)| text.is_some_and(|text| text.trim().is_empty())) {
             return Err(BuildError::new("the statement is empty").at(*key));
         }
+        for (key, text) in [("statement", Some(&config.statement)), ("undo", config.undo.as_ref())] {
+            if let Some(line) = text.and_then(|text| leaves_transaction(text)) {
+                return Err(BuildError::new(format!("the statement in line {line} begins or ends a transaction"))
+                    .at(key)
+                    .with_hint("leave BEGIN, COMMIT and ROLLBACK out: the step runs all of it in one transaction"));
+            }
+        }
         if config.undo.is_none() && (!config.undo_parameters.is_empty() || config.undo_rows.is_some()) {
             return Err(BuildError::new("there is no `undo` that this could belong to").at("undo_parameters"));
         }
@@ -202,6 +210,25 @@ async fn understood(connection: &mut PgConnection, sql: &str, what: &str) -> Res
 
 /// Runs a statement with its parameters and returns how many rows it affected.
 async fn run(
+    cx: &Context,
+    connection: &mut PgConnection,
+    sql: &str,
+    parameters: &[Option<TextOrSecret>],
+    rows: Option<Rows>,
+    what: &str,
+) -> Result<u64, PostgresError> {
+    run_plain(cx, connection, sql, parameters, rows, what).await.map_err(|error| match error.code() {
+        Some("25001") => StepError::from(error)
+            .with_hint(
+                "the step runs in a transaction: build and drop indexes with `postgres.index`, and run what else needs to \
+                 be outside of one as a migration that begins with `-- no-transaction`",
+            )
+            .into(),
+        _ => error,
+    })
+}
+
+async fn run_plain(
     cx: &Context,
     connection: &mut PgConnection,
     sql: &str,
