@@ -1,7 +1,7 @@
 //! The statements that make a second shape, and what keeps both in step.
 
+use super::catalog::TRIGGER;
 use super::change::Expansion;
-use super::survey::TRIGGER;
 use crate::identifier::{Identifier, literal};
 
 /// Names the trigger on every write.

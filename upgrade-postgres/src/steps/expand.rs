@@ -173,7 +173,7 @@ impl Step for Expand {
                     expand::fill(cx, session, &policy, &ledger, expansion, &record, pages).await?;
                 }
                 Phase::Filled => {
-                    expand::index(cx, session, &policy, &ledger, expansion, &record).await.map_err(not_unique)?
+                    expand::index(cx, session, &policy, &ledger, expansion, &record).await.map_err(not_unique)?;
                 }
                 Phase::Indexed => expand::validate(cx, session, &policy, &ledger, expansion, &record).await?,
                 Phase::Valid => expand::finish(cx, session, &policy, &ledger, expansion, &record).await?,

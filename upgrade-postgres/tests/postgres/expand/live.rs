@@ -20,16 +20,16 @@ use upgrade_testbed::postgres::{Database, Version};
 use super::{Run, nothing_left};
 use crate::world::database;
 
-const ROWS: i32 = 10_000;
+const ROWS: i32 = 20_000;
 const WRITERS: i32 = 4;
 const COUNTERS: i32 = 4;
 
-type Model = BTreeMap<i32, Option<i64>>;
+pub(super) type Model = BTreeMap<i32, Option<i64>>;
 
 /// Describes a change by how its two shapes spell one value.
 #[derive(Clone, Copy)]
-struct Kind {
-    change: fn() -> Value,
+pub(super) struct Kind {
+    pub(super) change: fn() -> Value,
     /// The table and the column in the new shape.
     table: &'static str,
     column: &'static str,
@@ -38,7 +38,7 @@ struct Kind {
     /// One more of it, in the new shape.
     one: &'static str,
     /// Reads the value in the new shape, in terms of the old one.
-    read: &'static str,
+    pub(super) read: &'static str,
     /// Whether the new shape takes the old one's name, so that old code must be gone by commit.
     in_place: bool,
     /// The join of both shapes, where they are to be seen side by side.
@@ -64,7 +64,7 @@ const RENAMED: Kind = Kind {
     side_by_side: "select amount::int8 as o, sum::int8 as n from accounts",
 };
 
-const RETYPED: Kind = Kind {
+pub(super) const RETYPED: Kind = Kind {
     change: || {
         json!({ "retype": { "column": "amount", "type": "numeric(12,2)", "up": "amount / 100.0",
                             "down": "(exact * 100)::int", "as": "exact" }, "batch": 2 })
@@ -115,7 +115,9 @@ impl Dice {
 
 /// What all writers share.
 #[derive(Default)]
-struct Traffic {
+pub(super) struct Traffic {
+    /// How many rows there are to begin with.
+    rows: i32,
     ends: AtomicBool,
     /// Old code does not run any more.
     only_new: AtomicBool,
@@ -123,6 +125,12 @@ struct Traffic {
     through_the_old: AtomicU32,
     through_the_new: AtomicU32,
     slowest: AtomicU32,
+}
+
+impl Traffic {
+    pub(super) fn of(rows: i32) -> Self {
+        Self { rows, ..Self::default() }
+    }
 }
 
 async fn connect(url: &str, path: &str) -> PgConnection {
@@ -158,7 +166,8 @@ async fn writer(url: String, kind: Kind, number: i32, mut model: Model, traffic:
         let (table, column) = if through_the_new { (table, column) } else { ("accounts", "amount") };
         let value = (dice.below(6) > 0).then(|| i64::try_from(dice.below(1_000_000)).unwrap());
         let spelled = if through_the_new { (kind.spelled)(value) } else { plain(value) };
-        let id = number + WRITERS * i32::try_from(dice.below(u64::try_from(ROWS / WRITERS + 200).unwrap())).unwrap();
+        let id =
+            number + WRITERS * i32::try_from(dice.below(u64::try_from(traffic.rows / WRITERS + 200).unwrap())).unwrap();
         let there = model.contains_key(&id);
         let done = match dice.below(10) {
             0 => {
@@ -229,13 +238,13 @@ async fn writer(url: String, kind: Kind, number: i32, mut model: Model, traffic:
     model
 }
 
-struct Writers {
+pub(super) struct Writers {
     traffic: Arc<Traffic>,
     tasks: JoinSet<(i32, Model)>,
 }
 
 impl Writers {
-    fn start(database: &Database, kind: Kind, models: Vec<Model>, traffic: Arc<Traffic>, seed: u64) -> Self {
+    pub(super) fn start(database: &Database, kind: Kind, models: Vec<Model>, traffic: Arc<Traffic>, seed: u64) -> Self {
         traffic.ends.store(false, Ordering::Relaxed);
         let mut tasks = JoinSet::new();
         for (number, model) in (0..).zip(models) {
@@ -246,7 +255,7 @@ impl Writers {
         Self { traffic, tasks }
     }
 
-    async fn stop(self) -> Vec<Model> {
+    pub(super) async fn stop(self) -> Vec<Model> {
         self.traffic.ends.store(true, Ordering::Relaxed);
         let mut models = self.tasks.join_all().await;
         models.sort_by_key(|(number, _)| *number);
@@ -254,8 +263,8 @@ impl Writers {
     }
 }
 
-/// Compares every row with what the writers know.
-async fn compare(url: &str, read: &str, models: &[Model], traffic: &Traffic) {
+/// Names the rows that are not as the writers know them.
+pub(super) async fn wrong(url: &str, read: &str, models: &[Model], traffic: &Traffic) -> Vec<String> {
     let mut connection = PgConnection::connect(url).await.unwrap();
     let rows: Vec<(i32, Option<i64>)> = sqlx::query_as(AssertSqlSafe(format!("select id, {read} from accounts")))
         .fetch_all(&mut connection)
@@ -266,15 +275,20 @@ async fn compare(url: &str, read: &str, models: &[Model], traffic: &Traffic) {
         expected.insert(-1 - number, Some(counted.load(Ordering::Relaxed)));
     }
     let found: Model = rows.into_iter().collect();
-    let wrong: Vec<_> = expected
+    connection.close().await.unwrap();
+    expected
         .iter()
         .filter(|(id, value)| found.get(*id) != Some(*value))
         .map(|(id, value)| format!("{id}: {value:?}, found {:?}", found.get(id)))
         .chain(found.keys().filter(|id| !expected.contains_key(*id)).map(|id| format!("{id}: deleted, and there")))
         .take(10)
-        .collect();
-    assert!(wrong.is_empty() && found.len() == expected.len(), "{} rows: {wrong:#?}", found.len());
-    connection.close().await.unwrap();
+        .collect()
+}
+
+/// Compares every row with what the writers know.
+async fn compare(url: &str, read: &str, models: &[Model], traffic: &Traffic) {
+    let wrong = wrong(url, read, models, traffic).await;
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 /// Asks, while writers write, that every row says the same in both shapes.
@@ -294,16 +308,16 @@ async fn in_step(url: &str, kind: Kind) {
     connection.close().await.unwrap();
 }
 
-fn setup(database: &Database) -> Vec<Model> {
+pub(super) fn setup(database: &Database, rows: i32) -> Vec<Model> {
     database.execute(&format!(
         "create table accounts (id int primary key, amount int, note text); \
          insert into accounts select n, nullif(n % 1000, 7), repeat('x', 50) from generate_series(0, {}) n; \
          insert into accounts select -n, 0 from generate_series(1, {COUNTERS}) n; \
          create index on accounts (amount) where amount > 500;",
-        ROWS - 1
+        rows - 1
     ));
     let mut models = vec![Model::new(); usize::try_from(WRITERS).unwrap()];
-    for id in 0..ROWS {
+    for id in 0..rows {
         let value = Some(i64::from(id % 1000)).filter(|value| *value != 7);
         models[usize::try_from(id % WRITERS).unwrap()].insert(id, value);
     }
@@ -331,8 +345,8 @@ async fn terminate(url: String, ends: Arc<AtomicBool>, kills: Arc<AtomicU32>) {
 /// Start, rollback, start, complete, under writers through both shapes.
 async fn live(kind: Kind, version: Version, at_least_killed: u32) {
     let Some(database) = database(version) else { return };
-    let mut models = setup(&database);
-    let (url, traffic) = (database.url(), Arc::new(Traffic::default()));
+    let mut models = setup(&database, ROWS);
+    let (url, traffic) = (database.url(), Arc::new(Traffic::of(ROWS)));
     let (ends, kills) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     let terminating = (at_least_killed > 0).then(|| tokio::spawn(terminate(url.clone(), ends.clone(), kills.clone())));
     let before = database.schema();

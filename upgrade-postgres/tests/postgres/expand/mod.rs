@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod busy;
 mod live;
 mod refusals;
 mod shapes;

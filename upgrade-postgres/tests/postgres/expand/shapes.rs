@@ -243,3 +243,31 @@ async fn all_that_stands_on_a_column_is_there_again_under_its_name() {
         nothing_left(&database);
     }
 }
+
+#[tokio::test]
+async fn rows_are_looked_at_only_to_find_what_is_left_and_to_validate() {
+    let Some(database) = any_database() else { return };
+    database.execute("create table t (id int, c int); insert into t select n, n from generate_series(1, 5000) n");
+    let scans = || {
+        let count = database
+            .text("select pg_stat_clear_snapshot(), 1; select seq_scan from pg_stat_user_tables where relname = 't'");
+        count.lines().last().unwrap().parse::<u32>().unwrap()
+    };
+    let settled = async || {
+        // What a session counted is seen at the latest when it has ended.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        scans()
+    };
+    let node = database.text("select pg_relation_filenode('t')");
+    let before = settled().await;
+    let change = json!({ "not_null": { "column": "c", "up": "0", "as": "d" }, "batch": 100_000 });
+    let mut run = Run::new(&database, "t", &change);
+    run.apply().await.unwrap();
+    let applied = settled().await;
+    // One to see that nothing is left to fill, one to validate: filling goes by pages, and SET NOT NULL, under the
+    // strong lock, needs no look of its own.
+    assert_eq!(applied - before, 2);
+    run.commit().await.unwrap();
+    assert_eq!(settled().await, applied);
+    assert_eq!(database.text("select pg_relation_filenode('t')"), node);
+}
