@@ -6,6 +6,8 @@
 mod expand;
 mod foreign_key;
 mod index;
+mod expand;
+mod backup;
 mod sql;
 mod writes;
 
