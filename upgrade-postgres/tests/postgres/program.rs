@@ -45,7 +45,11 @@ async fn what_it_complains_about_is_kept_and_masked() {
     let secrets = Secrets::default();
     secrets.remember(&SecretString::from("hunter2-of-ann"));
     let cx = TestContext::new("step").secrets(secrets).forward();
-    let error = shell("echo 'password hunter2-of-ann is wrong' >&2; exit 3").succeed(&cx).await.unwrap_err();
+    let error = shell("echo \"password $WORD is wrong\" >&2; exit 3")
+        .with_env("WORD", "hunter2-of-ann")
+        .succeed(&cx)
+        .await
+        .unwrap_err();
     assert!(error.message().ends_with("failed: exit code 3"), "{error:?}");
     assert!(error.detail().unwrap().contains("is wrong") && !format!("{error:?}").contains("hunter2"), "{error:?}");
     for (said, class) in [
