@@ -164,25 +164,21 @@ fn sweep(version: Version, pipeline: &'static str, earlier: bool, every: u64, at
 
 #[test]
 fn a_backup_is_there_whole_or_not_at_all() {
-    sweep(Version::V15, KEPT, false, 2, 30);
+    sweep(Version::V15, KEPT, false, 4, 25);
 }
 
 #[test]
 fn a_database_is_exchanged_or_as_it_was() {
-    sweep(Version::V15, EXCHANGED, true, 2, 30);
+    sweep(Version::V15, EXCHANGED, true, 4, 25);
 }
 
 #[test]
 #[ignore = "minutes: scripts/test --full"]
 fn campaign_there_and_back() {
     sweep(Version::V15, THERE_AND_BACK, false, 1, 100);
+    sweep(Version::V18, THERE_AND_BACK, false, 9, 30);
     sweep(Version::V18, KEPT, false, 1, 50);
     sweep(Version::V18, EXCHANGED, true, 1, 50);
-}
-
-#[test]
-fn there_and_back_in_one_run() {
-    sweep(Version::V18, THERE_AND_BACK, false, 9, 30);
 }
 
 #[test]

@@ -3,11 +3,10 @@
 
 #![cfg(test)]
 
+mod backup;
 mod expand;
 mod foreign_key;
 mod index;
-mod expand;
-mod backup;
 mod sql;
 mod writes;
 
