@@ -12,12 +12,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use upgrade_core::context::Context;
 use upgrade_core::error::{Class, StepError};
@@ -158,15 +160,15 @@ impl Program {
         let mut child = command.spawn().map_err(|error| self.not_started(&error))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let mut guard = Guard(group);
-        let printed = tokio::spawn(read(child.stdout.take(), PRINTED + 1));
-        let complained = tokio::spawn(read(child.stderr.take(), COMPLAINTS + SLACK));
+        let printed = Reader::start(child.stdout.take(), PRINTED + 1);
+        let complained = Reader::start(child.stderr.take(), COMPLAINTS + SLACK);
         let status = tokio::select! {
             biased;
             () = cx.cancelled().cancelled() => {
                 end_group(&mut child, group).await;
                 guard.0 = None;
-                let stderr = finished(complained).await;
-                printed.abort();
+                let stderr = complained.finish().await;
+                printed.task.abort();
                 return Err(self.cancelled("was ended").with_detail(complaints(cx, stderr)));
             }
             status = child.wait() => status,
@@ -175,7 +177,7 @@ impl Program {
         let status = status.map_err(|error| {
             StepError::unknown(format!("the end of `{}` was not seen", self.line())).with_cause(&error)
         })?;
-        let (stdout, stderr) = tokio::join!(finished(printed), finished(complained));
+        let (stdout, stderr) = tokio::join!(printed.finish(), complained.finish());
         if stdout.len() > PRINTED {
             return Err(StepError::permanent(format!("`{}` printed more than {PRINTED} bytes", self.line()))
                 .with_hint("let it print only what is asked for"));
@@ -296,25 +298,33 @@ pub async fn end_leftovers(cx: &Context) -> Result<(), StepError> {
 }
 
 /// Reads a stream to its end and keeps the last bytes of it.
-async fn read(stream: Option<impl AsyncRead + Unpin>, kept: usize) -> VecDeque<u8> {
-    let mut bytes = VecDeque::new();
-    let Some(mut stream) = stream else { return bytes };
-    let mut buffer = vec![0; 16 << 10];
-    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-        bytes.extend(&buffer[..read]);
-        let over = bytes.len().saturating_sub(kept);
-        bytes.drain(..over);
-    }
-    bytes
+struct Reader {
+    kept: Arc<Mutex<VecDeque<u8>>>,
+    task: JoinHandle<()>,
 }
 
-async fn finished(mut reading: tokio::task::JoinHandle<VecDeque<u8>>) -> VecDeque<u8> {
-    match timeout(DRAIN, &mut reading).await {
-        Ok(read) => read.unwrap_or_default(),
-        Err(_) => {
-            reading.abort();
-            VecDeque::new()
+impl Reader {
+    fn start(stream: Option<impl AsyncRead + Unpin + Send + 'static>, most: usize) -> Self {
+        let kept = Arc::new(Mutex::new(VecDeque::new()));
+        let into = kept.clone();
+        let task = tokio::spawn(async move {
+            let Some(mut stream) = stream else { return };
+            let mut buffer = vec![0; 16 << 10];
+            while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+                let mut kept = into.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend(&buffer[..read]);
+                let over = kept.len().saturating_sub(most);
+                kept.drain(..over);
+            }
+        });
+        Self { kept, task }
+    }
+
+    async fn finish(mut self) -> VecDeque<u8> {
+        if timeout(DRAIN, &mut self.task).await.is_err() {
+            self.task.abort();
         }
+        std::mem::take(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

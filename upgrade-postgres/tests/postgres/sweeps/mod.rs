@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod backup;
 mod expand;
 mod foreign_key;
 mod index;
