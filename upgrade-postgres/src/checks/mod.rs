@@ -1,12 +1,14 @@
 //! The kinds of checks, one module each.
 
 mod backup_fresh;
+mod health;
 mod integrity;
 mod lint;
 mod query;
 mod version;
 
 pub use backup_fresh::{BackupFreshCheck, BackupFreshCheckConfig, Verify};
+pub use health::{HealthCheck, HealthCheckConfig};
 pub use integrity::{Assertion, Compare, ForeignKeys, IntegrityCheck, IntegrityCheckConfig};
 pub use lint::{LintCheck, LintCheckConfig};
 pub use query::{QueryCheck, QueryCheckConfig};
@@ -21,6 +23,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "postgres.backup_fresh",
             "Asks for a backup of the database that is recent and whole",
             BackupFreshCheck::from_config,
+        )
+        .check(
+            "postgres.health",
+            "Measures connections, transactions, replication, and what is worn or near its end",
+            HealthCheck::from_config,
         )
         .check(
             "postgres.integrity",

@@ -10,6 +10,7 @@ mod fingerprint;
 mod foreign_key;
 mod forwarder;
 mod index;
+mod health;
 mod integrity;
 mod ledger;
 mod lint;
