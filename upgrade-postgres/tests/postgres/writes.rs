@@ -179,7 +179,7 @@ async fn with_clients(version: Version, forward: bool) {
     for client in &clients {
         client.after(&client.written, 5).await;
     }
-    assert_eq!(database.text("select to_regnamespace('_upgrade') is null"), "true");
+    assert_eq!(database.text("select to_regnamespace('_upgrade') is null"), "t");
     for client in clients {
         client.end().await;
     }
@@ -231,7 +231,7 @@ async fn the_run_writes_on_and_others_are_told_why_they_cannot() {
     stop.commit(&test.commit(), &undo).await.unwrap();
     stop.commit(&test.commit(), &undo).await.unwrap();
     assert_eq!(database.text(SETTING), "");
-    assert_eq!(database.text("select to_regnamespace('_upgrade') is null"), "true");
+    assert_eq!(database.text("select to_regnamespace('_upgrade') is null"), "t");
 }
 
 #[tokio::test]

@@ -50,6 +50,7 @@ pub(super) async fn of_sessions(connection: &mut PgConnection, user: &str) -> Re
 
 /// Measures how far standbys are behind, or this server if it is one, and what slots hold back.
 pub(super) async fn of_replication(connection: &mut PgConnection, user: &str) -> Result<Vec<Figure>, PostgresError> {
+    // A standby that has replayed nothing since it started is behind since then.
     type Row = (i64, i64, Option<f64>, Option<f64>, Option<String>, f64, f64);
     let (standbys, hidden, bytes, seconds, of, own_bytes, own_seconds): Row = sqlx::query_as(
         "with here as (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end as lsn), \
@@ -63,7 +64,8 @@ pub(super) async fn of_replication(connection: &mut PgConnection, user: &str) ->
              coalesce(pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), 0) else 0 end)::float8, \
            (select case when pg_is_in_recovery() \
                and pg_last_wal_receive_lsn() is distinct from pg_last_wal_replay_lsn() then \
-             coalesce(extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()), 0) else 0 end)::float8 \
+             extract(epoch from clock_timestamp() \
+               - coalesce(pg_last_xact_replay_timestamp(), pg_postmaster_start_time())) else 0 end)::float8 \
          from standby",
     )
     .fetch_one(&mut *connection)
