@@ -125,9 +125,9 @@ impl HealthCheck {
         Ok(Self { database, config, limits })
     }
 
-    fn judge(&self, cx: &Context, figures: Vec<Figure>) -> Verdict {
+    fn judge(&self, cx: &Context, figures: &[Figure]) -> Verdict {
         let mut verdict = Verdict::pass("");
-        for figure in &figures {
+        for figure in figures {
             if let Some(value) = figure.value {
                 verdict = verdict.with_measurement(figure.name, value);
             }
@@ -188,7 +188,7 @@ impl Check for HealthCheck {
         let (canceller, user) = (session.canceller(), session.facts().user.clone());
         let figures = canceller.cancels(cx, measure(session.connection(), &user)).await;
         session.close().await;
-        Ok(self.judge(cx, figures?))
+        Ok(self.judge(cx, &figures?))
     }
 
     fn kind(&self) -> &str {

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use upgrade_core::error::Class;
+use upgrade_core::step::Step;
 use upgrade_core::testkit::TestContext;
 use upgrade_core::verdict::{Status, Verdict};
-use upgrade_postgres::steps::Sql;
+use upgrade_postgres::steps::{Sql, Writes};
 use upgrade_testbed::postgres::{Database, Version, own};
 
 use crate::world::{any_database, build_context, database, registry};
@@ -196,14 +197,12 @@ async fn a_standby_that_is_behind_and_that_takes_no_writes() {
 
         let sql = json!({ "target": "db", "statement": "delete from t", "undo": "select 1" });
         let sql = Sql::from_config(serde_json::from_value(sql).unwrap(), &build_context(&replica)).unwrap();
-        let error = upgrade_core::step::Step::prepare(&sql, &TestContext::new("s").forward()).await.unwrap_err();
+        let error = sql.prepare(&TestContext::new("s").forward()).await.unwrap_err();
         assert_eq!((error.class(), error.message()), (Class::Permanent, "the server is a standby and takes no writes"));
-        let stop = registry().make_step(
-            "postgres.writes",
-            json!({ "target": "db", "state": "stopped" }),
-            &build_context(&replica),
-        );
-        assert!(stop.is_ok());
+        let stop = serde_json::from_value(json!({ "target": "db", "state": "stopped" })).unwrap();
+        let stop = Writes::from_config(stop, &build_context(&replica)).unwrap();
+        let error = stop.prepare(&TestContext::new("s").forward()).await.unwrap_err();
+        assert_eq!(error.hint(), Some("point the target's `url` at the primary"));
     }
 }
 
