@@ -184,6 +184,16 @@ impl Server {
         self.cluster().is_stopped()
     }
 
+    /// A standby that follows this server; `settings` go to its `postgresql.conf`.
+    ///
+    /// # Panics
+    /// On a shared server, and where it does not come up.
+    pub fn standby(&self, settings: &[(&str, &str)]) -> Server {
+        let cluster = self.cluster().standby(settings);
+        let place = cluster.place().clone();
+        Server { place, kind: Kind::Own(Box::new(cluster)), bin: self.bin.clone(), version: self.version }
+    }
+
     fn cluster(&self) -> &Cluster {
         match &self.kind {
             Kind::Own(cluster) => cluster,

@@ -56,6 +56,24 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn create(home: &Home, version: Version, bin: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::filled(home, bin, settings, |data| lay_out(home, version, bin, data))
+    }
+
+    /// A standby that follows this server and takes reads.
+    pub(super) fn standby(&self, settings: &[(&str, &str)]) -> Self {
+        Self::filled(&self.home, &self.bin, settings, |data| {
+            run(self
+                .home
+                .command(&self.bin.join("pg_basebackup"))
+                .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--no-password"])
+                .args(["--host", HOST, "--port", &self.place.port.to_string(), "--username", super::USER])
+                .env("PGPASSWORD", super::PASSWORD)
+                .arg("--pgdata")
+                .arg(data));
+        })
+    }
+
+    fn filled(home: &Home, bin: &Path, settings: &[(&str, &str)], fill: impl FnOnce(&Path)) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = home.base.join(format!("own-{}-{number}", std::process::id()));
@@ -63,7 +81,7 @@ impl Cluster {
         let _ = std::fs::remove_dir_all(&directory);
         home.directory(&directory);
         let guardian = guard(&directory);
-        lay_out(home, version, bin, &directory.join("data"));
+        fill(&directory.join("data"));
         let (child, place) = start_anywhere(home, bin, &directory, settings);
         Self {
             home: home.clone(),

@@ -75,6 +75,12 @@ impl TestContext {
         }
     }
 
+    /// Makes the contexts of another step or check of the same run.
+    #[must_use]
+    pub fn beside(&self, subject: impl Into<String>) -> Self {
+        Self { subject: subject.into(), memory: Arc::new(Memory::default()), ..self.clone() }
+    }
+
     /// Names the kind that is called.
     #[must_use]
     pub fn kind(mut self, kind: impl Into<String>) -> Self {
@@ -273,5 +279,8 @@ mod tests {
         assert_eq!(test.back().last_checkpoint::<u32>().unwrap(), None);
         assert_eq!(test.back().unseal(&sealed).await.unwrap(), b"found");
         assert_eq!(test.reported().len(), 1);
+        let other = test.beside("link");
+        assert_eq!((other.forward().run(), other.forward().subject()), (first.run(), "link"));
+        assert!(other.checkpoints().is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! The kinds of checks, one module each.
 
 mod backup_fresh;
+mod health;
 mod integrity;
 mod lint;
 mod migrations;
@@ -8,6 +9,7 @@ mod query;
 mod version;
 
 pub use backup_fresh::{BackupFreshCheck, BackupFreshCheckConfig, Verify};
+pub use health::{HealthCheck, HealthCheckConfig};
 pub use integrity::{Assertion, Compare, ForeignKeys, IntegrityCheck, IntegrityCheckConfig};
 pub use lint::{LintCheck, LintCheckConfig};
 pub use migrations::{MigrationsCheck, MigrationsCheckConfig, PendingPolicy};
@@ -23,6 +25,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "postgres.backup_fresh",
             "Asks for a backup of the database that is recent and whole",
             BackupFreshCheck::from_config,
+        )
+        .check(
+            "postgres.health",
+            "Measures connections, transactions, replication, and what is worn or near its end",
+            HealthCheck::from_config,
         )
         .check(
             "postgres.integrity",

@@ -220,6 +220,9 @@ impl Writes {
         way: Way,
     ) -> Result<(), PostgresError> {
         for setting in settings {
+            if !settings::is_there(connection, setting).await? {
+                continue;
+            }
             let present = settings::present(connection, setting).await?;
             let stopped = Some("on".to_owned());
             let (from, to) = match way {

@@ -12,6 +12,7 @@ mod fingerprint;
 mod foreign_key;
 mod forwarder;
 mod index;
+mod health;
 mod integrity;
 mod interruption;
 mod ledger;

@@ -106,13 +106,22 @@ pub(super) async fn may_change(session: &mut Session) -> Result<(), StepError> {
     Ok(())
 }
 
+/// Tells whether the place is still there: a role may have been dropped, its settings with it.
+pub(super) async fn is_there(connection: &mut PgConnection, setting: &Setting) -> Result<bool, PostgresError> {
+    let there = sqlx::query_scalar("select $1 is null or exists (select from pg_roles where rolname = $1)")
+        .bind(&setting.role)
+        .fetch_one(connection)
+        .await;
+    there.doing(|| format!("looking for {}", setting.subject()))
+}
+
 /// Reads what a place is set to now.
 pub(super) async fn present(connection: &mut PgConnection, setting: &Setting) -> Result<Option<String>, PostgresError> {
     let value: Option<String> = sqlx::query_scalar(
         "select substr(entry, strpos(entry, '=') + 1) from pg_db_role_setting s, unnest(s.setconfig) as entry \
          where entry like 'default_transaction_read_only=%' \
            and s.setdatabase = (select oid from pg_database where datname = current_database()) \
-           and s.setrole = coalesce((select oid from pg_roles where rolname = $1), 0)",
+           and s.setrole = case when $1 is null then 0 else (select oid from pg_roles where rolname = $1) end",
     )
     .bind(&setting.role)
     .fetch_optional(connection)
