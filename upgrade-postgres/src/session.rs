@@ -327,12 +327,9 @@ impl Canceller {
             tokio::select! {
                 biased;
                 done = &mut work => return if done.is_ok() { done } else { Err(cancelled().into()) },
-                sent = pause => match sent {
-                    Ok(Ok(busy)) => {
-                        heard = tokio::time::Instant::now();
-                        idle = if busy { 0 } else { idle + 1 };
-                    }
-                    Ok(Err(_)) | Err(_) => {}
+                sent = pause => if let Ok(Ok(busy)) = sent {
+                    heard = tokio::time::Instant::now();
+                    idle = if busy { 0 } else { idle + 1 };
                 },
             }
             // Of a connection that broke without a word, the work would wait for ever.

@@ -17,6 +17,7 @@ use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
 use upgrade_core::pipeline::Pipeline;
 use upgrade_core::testkit::{Mutation, Scenario, Sweep};
+use upgrade_testbed::pgbouncer::{self, Mode, Pooler};
 use upgrade_testbed::postgres::{Database, Server, Version, shared};
 
 use crate::world::{registry, target_yaml};
@@ -48,6 +49,7 @@ impl Case {
 pub(crate) struct On<'a> {
     case: &'a Case,
     server: Server,
+    pooler: Option<Pooler>,
 }
 
 impl Scenario for On<'_> {
@@ -60,7 +62,8 @@ impl Scenario for On<'_> {
     }
 
     fn pipeline(&self, world: &Database) -> Pipeline {
-        let document = format!("targets: {{ db: {} }}\n{}", target_yaml(&world.url()), self.case.pipeline);
+        let url = self.pooler.as_ref().map_or_else(|| world.url(), |pooler| pooler.url(world.name()));
+        let document = format!("targets: {{ db: {} }}\n{}", target_yaml(&url), self.case.pipeline);
         parse(&document, "pipeline.yaml".as_ref(), "/".as_ref(), &LoadOptions::default(), &registry())
             .unwrap_or_else(|error| panic!("{error}"))
     }
@@ -81,15 +84,26 @@ impl Scenario for On<'_> {
 /// Lives through a case on one version.
 pub(crate) fn sweep(case: &Case, version: Version, at_least: usize) {
     let Some(server) = shared(version) else { return };
-    let report = Sweep::new(&On { case, server }).run().unwrap_or_else(|failure| panic!("{failure}"));
+    let report = Sweep::new(&On { case, server, pooler: None }).run().unwrap_or_else(|failure| panic!("{failure}"));
     println!("PostgreSQL {version}: {report:?}");
+    assert!(report.cases >= at_least, "{report:?}");
+}
+
+/// Lives through every tenth trouble of a case with a pooler in session mode before the server.
+pub(crate) fn sweep_behind_a_pooler(case: &Case, version: Version, at_least: usize) {
+    let Some(server) = shared(version) else { return };
+    // Each case has a database, and with it a pool, of its own.
+    let Some(pooler) = pgbouncer::start(&server, Mode::Session, &[("server_idle_timeout", "2")]) else { return };
+    let scenario = On { case, server, pooler: Some(pooler) };
+    let report = Sweep::new(&scenario).every(10).run().unwrap_or_else(|failure| panic!("{failure}"));
+    println!("PgBouncer before PostgreSQL {version}: {report:?}");
     assert!(report.cases >= at_least, "{report:?}");
 }
 
 /// Asks that each seeded defect is noticed: what a sweep passes proves something only then.
 pub(crate) fn notices_every_seeded_defect(case: &Case) {
     let Some(server) = shared(Version::V15) else { return };
-    let case = On { case, server };
+    let case = On { case, server, pooler: None };
     for mutation in Mutation::ALL {
         let failure = Sweep::new(&case).with_mutation(mutation).run();
         let failure = failure.expect_err(&format!("{mutation:?} was not noticed"));

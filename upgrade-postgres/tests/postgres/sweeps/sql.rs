@@ -4,7 +4,7 @@
 
 use upgrade_testbed::postgres::Version;
 
-use super::{Case, notices_every_seeded_defect, sweep};
+use super::{Case, notices_every_seeded_defect, sweep, sweep_behind_a_pooler};
 
 const STATEMENTS: Case = Case {
     interfere: |database, step| {
@@ -51,6 +51,11 @@ steps:
 fn statements_are_all_done_or_none() {
     sweep(&STATEMENTS, Version::V15, 60);
     sweep(&STATEMENTS, Version::V18, 60);
+}
+
+#[test]
+fn statements_are_all_done_or_none_behind_a_pooler_in_session_mode() {
+    sweep_behind_a_pooler(&STATEMENTS, Version::V15, 10);
 }
 
 #[test]
