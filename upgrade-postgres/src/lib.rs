@@ -18,8 +18,8 @@
 //! - [`identifier`]: names, quoted.
 
 pub mod address;
-pub mod backup;
 pub mod backfill;
+pub mod backup;
 pub mod checks;
 pub mod error;
 mod expand;

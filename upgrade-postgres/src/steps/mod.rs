@@ -5,12 +5,13 @@ mod backup;
 mod expand;
 mod foreign_key;
 mod index;
+pub(crate) mod migrate;
 mod restore;
 mod sql;
-pub(crate) mod migrate;
 pub(crate) mod writes;
 
 pub use backfill::{Backfill, BackfillConfig, BackfillOutput, BackfillUndo};
+pub(crate) use backup::may_create;
 pub use backup::{Backup, BackupConfig, BackupOutput, BackupUndo, Method, OnRollback};
 pub use expand::{
     AddColumn, Expand, ExpandConfig, ExpandOutput, ExpandUndo, NotNullColumn, RenameColumn, RetypeColumn,
@@ -23,10 +24,8 @@ pub use migrate::{
 pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use sql::{Rows, Sql, SqlConfig, SqlOutput, SqlUndo, UndoableSql};
 pub use writes::{Writes, WritesConfig, WritesOutput, WritesState, WritesUndo};
-pub(crate) use backup::may_create;
 
 use upgrade_core::AnyStep;
-use upgrade_core::registry::Registry;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::step::Rollback;
 
@@ -34,10 +33,10 @@ use upgrade_core::step::Rollback;
 pub(crate) fn register(registry: &mut Registry) {
     registry
         .step(
-        "postgres.backfill",
-        "Fills rows in batches beside live traffic, resumable, within a budget",
-        |config, cx| Ok(AnyStep::reversible(Backfill::from_config(config, cx)?)),
-    )
+            "postgres.backfill",
+            "Fills rows in batches beside live traffic, resumable, within a budget",
+            |config, cx| Ok(AnyStep::reversible(Backfill::from_config(config, cx)?)),
+        )
         .step(
             "postgres.backup",
             "Keeps a database, or a part of it, in a directory that proves itself",
@@ -64,11 +63,7 @@ pub(crate) fn register(registry: &mut Registry) {
             "Puts what a backup holds in the place of a database, which is kept until commit",
             reversible(Restore::from_config),
         )
-        .step(
-        "postgres.sql",
-        "Runs a statement, and another one to undo it, each exactly once",
-        Sql::any_from_config,
-    )
+        .step("postgres.sql", "Runs a statement, and another one to undo it, each exactly once", Sql::any_from_config)
         .step("postgres.writes", "Stops the writes of everybody else, and allows them again", |config, cx| {
             Writes::from_config(config, cx).map(AnyStep::reversible)
         });

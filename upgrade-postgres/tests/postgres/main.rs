@@ -2,25 +2,25 @@
 
 #![cfg(test)]
 
-mod backup;
 mod backfill;
 mod backfill_traffic;
+mod backup;
 mod connection;
 mod documentation;
 mod expand;
 mod fingerprint;
 mod foreign_key;
 mod forwarder;
-mod index;
 mod health;
+mod index;
 mod integrity;
 mod interruption;
 mod ledger;
 mod lint;
 mod locking;
+mod migrate;
 mod program;
 mod query;
-mod migrate;
 mod sql;
 mod sweeps;
 mod traffic;

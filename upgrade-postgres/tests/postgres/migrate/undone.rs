@@ -111,7 +111,8 @@ async fn an_older_version_can_be_asked_for_and_that_be_undone() {
         ("U3__f.sql", "drop function f();"),
     ]);
     apply_and_commit(&migrate(&database, home.path(), json!({}))).await;
-    let (schema, rows) = (database.schema(), "select version || checksum || coalesce(down, '') from _upgrade_migrations order by 1");
+    let (schema, rows) =
+        (database.schema(), "select version || checksum || coalesce(down, '') from _upgrade_migrations order by 1");
     let all = database.text(rows);
     let step = migrate(&database, home.path(), json!({ "to": "1" }));
     // The history keeps the down scripts: the files of newer versions may be gone.
@@ -134,7 +135,8 @@ async fn an_older_version_can_be_asked_for_and_that_be_undone() {
 #[tokio::test]
 async fn settings_of_one_script_do_not_reach_the_next() {
     let Some(database) = any_database() else { return };
-    database.execute("create schema odd; create role migrating_test_role; grant all on schema odd to migrating_test_role");
+    database
+        .execute("create schema odd; create role migrating_test_role; grant all on schema odd to migrating_test_role");
     let home = directory(&[
         ("1_a.up.sql", "select pg_catalog.set_config('search_path', '', false);\ncreate table public.a (id int);"),
         ("1_a.down.sql", "drop table a;"),

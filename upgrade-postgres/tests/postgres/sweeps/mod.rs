@@ -3,13 +3,12 @@
 
 #![cfg(test)]
 
+mod backfill;
 mod backup;
 mod expand;
 mod foreign_key;
 mod index;
-mod expand;
 mod migrate;
-mod backfill;
 mod sql;
 mod writes;
 
@@ -41,7 +40,14 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) const fn new(setup: &'static str, pipeline: &'static str) -> Self {
-        Self { setup, pipeline, interfere: |_, _| false, survived: |_, _| true, contents: Database::contents, observe: |_| String::new() }
+        Self {
+            setup,
+            pipeline,
+            interfere: |_, _| false,
+            survived: |_, _| true,
+            contents: Database::contents,
+            observe: |_| String::new(),
+        }
     }
 }
 
