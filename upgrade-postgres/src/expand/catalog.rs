@@ -92,7 +92,7 @@ pub(super) async fn table(connection: &mut PgConnection, name: &TableName) -> Re
     let found: Option<Json<Table>> = sqlx::query_scalar(
         "select to_jsonb(answer) from (select c.oid::int8 as oid, c.relkind::text as kind, c.relispartition as partition, \
            exists (select from pg_inherits where c.oid in (inhrelid, inhparent)) as inherits, \
-           c.relhasrules as rules, c.relrowsecurity as row_security, row_security_active(c.oid) as policies_hide, \
+           exists (select from pg_rewrite r where r.ev_class = c.oid) as rules, c.relrowsecurity as row_security, row_security_active(c.oid) as policies_hide, \
            pg_has_role(c.relowner, 'USAGE') as owned, \
            exists (select from pg_publication_tables p where p.schemaname = n.nspname and p.tablename = c.relname) \
              as published, \

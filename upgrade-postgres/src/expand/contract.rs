@@ -64,16 +64,8 @@ async fn replace(
         run(connection, &format!("alter sequence {sequence} owned by {table}.{new}")).await?;
     }
     let not_null = not_null_name(connection, expansion, old).await?;
-    run(connection, &format!("alter table {table} drop column {old}")).await.map_err(|error| {
-        let depended_on = error.code() == Some("2BP01");
-        let error = StepError::from(error);
-        match depended_on {
-            true => error.with_hint(
-                "something was made on the old column since: drop it, or make it on the new one, then `upgrade resume`",
-            ),
-            false => error,
-        }
-    })?;
+    let drop = format!("alter table {table} drop column {old}");
+    run(connection, &drop).await.map_err(held_back)?;
     if new != name_after {
         run(connection, &format!("alter table {table} rename column {new} to {name_after}")).await?;
     }
@@ -104,6 +96,15 @@ async fn replace(
     Ok(())
 }
 
+/// Says what to do about what was made on a column since, and would go with it.
+fn held_back(error: PostgresError) -> PostgresError {
+    if error.code() != Some("2BP01") {
+        return error;
+    }
+    let hint = "something was made on the column since: drop it, or make it on the other one, then `upgrade resume`";
+    StepError::from(error).with_hint(hint).into()
+}
+
 async fn not_null_name(
     connection: &mut PgConnection,
     expansion: &Expansion,
@@ -123,7 +124,7 @@ async fn not_null_name(
 
 async fn drop_view(connection: &mut PgConnection, expansion: &Expansion) -> Result<(), PostgresError> {
     let (Some(view), Some(schema)) = (expansion.view(), &expansion.schema) else { return Ok(()) };
-    run(connection, &format!("drop view if exists {view}")).await?;
+    run(connection, &format!("drop view if exists {view}")).await.map_err(held_back)?;
     run(
         connection,
         &format!(
@@ -158,7 +159,8 @@ pub(crate) async fn withdraw(
                 }
                 run(connection, &format!("drop function if exists {}() cascade", expansion.function)).await?;
                 let Expansion { table, new, .. } = expansion;
-                run(connection, &format!("alter table {table} drop column if exists {new}")).await?;
+                let drop = format!("alter table {table} drop column if exists {new}");
+                run(connection, &drop).await.map_err(held_back)?;
                 if let Some(pending) = &expansion.pending {
                     run(connection, &format!("alter table {table} drop column if exists {pending}")).await?;
                 }

@@ -45,6 +45,8 @@ pub(crate) async fn survey(
     state_schema: &Identifier,
     mark: &str,
 ) -> Result<Answer, PostgresError> {
+    // The server spells names as the path needs them: what is read here is compared and used under it.
+    sqlx::raw_sql(AssertSqlSafe(format!("set search_path to {}", search_path(name)))).execute(&mut *connection).await?;
     let missing = |error: StepError| {
         let expansion = resolve(wanted, name, schema, state_schema, mark, None, None);
         Ok(Answer::Missing(error, Box::new(expansion)))

@@ -48,6 +48,12 @@ async fn what_cannot_be_kept_in_step_is_refused_with_a_remedy() {
         ),
         ("create table t (c int, exclude (c with =))", "constraint t_c_excl", "drop it"),
         ("create table t (c int); create publication pub for table t", "published", "publication"),
+        (
+            "create table t (id int, c int); create table s (c int); create trigger u before update of c on t for each row \
+          execute function suppress_redundant_updates_trigger()",
+            "trigger u",
+            "drop the trigger",
+        ),
         ("create table t (c int); create rule r as on delete to t do instead nothing", "rules", "triggers"),
         (
             "create table t (c int not null unique); alter table t replica identity using index t_c_key",
@@ -191,16 +197,18 @@ async fn values_that_do_not_fit_fail_the_step_and_rolling_back_loses_nothing() {
 }
 
 #[tokio::test]
-async fn what_was_made_on_the_old_column_since_holds_the_commit_until_it_is_gone() {
+async fn what_was_made_on_a_column_since_holds_its_end_until_it_is_gone() {
     let Some(database) = any_database() else { return };
     database.execute("create table t (id int, c int)");
     let mut run = Run::new(&database, "t", &rename());
     run.apply().await.unwrap();
-    database.execute("create view v as select c from t");
-    let error = run.commit().await.unwrap_err();
-    assert!(error.hint().unwrap().contains("drop it"), "{error} {:?}", error.hint());
-    assert!(error.detail().unwrap().contains("view v"), "{error}");
-    database.execute("drop view v");
+    for column in ["d", "c"] {
+        database.execute(&format!("create view v as select {column} from t"));
+        let error = if column == "d" { run.rollback().await } else { run.commit().await }.unwrap_err();
+        assert!(error.hint().unwrap().contains("drop it"), "{error} {:?}", error.hint());
+        assert!(error.detail().unwrap().contains("view v"), "{error}");
+        database.execute("drop view v");
+    }
     run.commit().await.unwrap();
 }
 

@@ -59,7 +59,7 @@ async fn null_and_defaults_and_both_sides_go_by_the_stated_rules() {
 async fn through_the_view_null_and_defaults_are_what_was_meant() {
     let Some((database, run)) = expanded(
         "create table t (id int primary key, c int default 500); create role upgrade_test_reader; \
-         grant select on t to upgrade_test_reader",
+         grant select, insert, update on t to upgrade_test_reader",
         json!({ "retype": { "column": "c", "type": "numeric", "up": "c / 100.0", "down": "(c * 100)::int", "default": "7.5" },
                 "schema": "v2" }),
     )
@@ -73,7 +73,8 @@ async fn through_the_view_null_and_defaults_are_what_was_meant() {
          insert into t (id) values (2); insert into t (id, c) values (3, null), (4, 1.5); \
          update t set c = 2 where id = 1; \
          insert into t (id, c) values (4, 0) on conflict (id) do update set c = t.c + 1 + excluded.c; \
-         set role upgrade_test_reader; select * from t; reset role",
+         set role upgrade_test_reader; select * from t; update t set c = c + 1 where id = 4; update t set c = c - 1 where id = 4; \
+         update public.t set c = c where id = 1; reset role",
     );
     assert_eq!(
         database.text("select format('%s: %s', id, c) from public.t order by id"),
@@ -270,4 +271,36 @@ async fn rows_are_looked_at_only_to_find_what_is_left_and_to_validate() {
     run.commit().await.unwrap();
     assert_eq!(settled().await, applied);
     assert_eq!(database.text("select pg_relation_filenode('t')"), node);
+}
+
+#[tokio::test]
+async fn names_may_hold_anything() {
+    let Some(database) = any_database() else { return };
+    database.execute(
+        r#"create schema "odd.schema"; set search_path to "odd.schema";
+           create table "Odd ""table'" (id int primary key, "Am ou""nt'$1" int default 3 check ("Am ou""nt'$1" <> 7), "new" int, "old" int, tg_op int);
+           insert into "Odd ""table'" values (1, 10, 1, 1, 1), (2, null, 1, 1, 1);
+           create unique index "by ON it" on "Odd ""table'" ("Am ou""nt'$1", id) where "Am ou""nt'$1" > 0"#,
+    );
+    let before = database.schema();
+    let change = json!({ "retype": { "column": "Am ou\"nt'$1", "type": "bigint", "up": "\"Am ou\"\"nt'$1\" * \"new\" * tg_op",
+                                     "down": "\"Am ou\"\"nt'$1\" * \"old\"", "default": "4" }, "schema": "V 2" });
+    let table = r#""odd.schema"."Odd ""table'""#;
+    for commits in [false, true] {
+        let mut run = Run::new(&database, table, &change);
+        run.apply().await.unwrap_or_else(|error| panic!("{error}: {:?}", error.detail()));
+        database.execute(
+            r#"set search_path to "V 2", "odd.schema"; update "Odd ""table'" set "Am ou""nt'$1" = 55 where id = 2"#,
+        );
+        assert_eq!(database.text(&format!(r#"select "Am ou""nt'$1" from {table} order by id"#)), "10\n55");
+        database.execute(&format!(r#"update {table} set "Am ou""nt'$1" = null where id = 2"#));
+        if commits {
+            run.commit().await.unwrap();
+        } else {
+            run.rollback().await.unwrap();
+            assert_eq!(database.schema(), before);
+        }
+    }
+    assert!(database.schema().contains("CREATE UNIQUE INDEX \"by ON it\""));
+    nothing_left(&database);
 }
