@@ -26,7 +26,6 @@ pub use writes::{Writes, WritesConfig, WritesOutput, WritesState, WritesUndo};
 pub(crate) use backup::may_create;
 
 use upgrade_core::AnyStep;
-use upgrade_core::registry::Registry;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::step::Rollback;
 

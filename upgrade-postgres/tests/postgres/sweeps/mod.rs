@@ -3,13 +3,12 @@
 
 #![cfg(test)]
 
+mod backfill;
 mod backup;
 mod expand;
 mod foreign_key;
 mod index;
-mod expand;
 mod migrate;
-mod backfill;
 mod sql;
 mod writes;
 
