@@ -28,6 +28,9 @@ const TURN: u64 = 32 << 20;
 /// How many files are held open while they grow.
 const OPEN: usize = 128;
 
+/// From how many files on no time is spent on looking for the largest.
+const MANY: usize = 1000;
+
 const POLL: Duration = Duration::from_millis(10);
 
 /// The end of the name of a file that was compressed here.
@@ -168,6 +171,15 @@ impl State {
             }
         }
         let open = self.following.values().filter(|following| following.open.is_some() || following.taken).count();
+        if last && self.following.len() > MANY {
+            // Of so many, each is small: large objects, as a rule.
+            let first = self.following.iter_mut().find(|(_, following)| !following.taken);
+            return Ok(first.map(|(name, following)| {
+                let taken = std::mem::take(following);
+                following.taken = true;
+                (name.clone(), taken)
+            }));
+        }
         let chosen = self
             .following
             .iter()

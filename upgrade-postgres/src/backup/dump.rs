@@ -1,5 +1,6 @@
 //! pg_dump at a snapshot, into a directory, compressed on the way.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -140,10 +141,11 @@ pub(crate) fn quoted(value: &str) -> String {
 /// Describes every file of the dump, those that were compressed here with what was learnt then.
 fn entries(directory: &Path, compressed: Vec<FileEntry>, cx: &Context) -> Result<Vec<FileEntry>, ManifestError> {
     let io = |source| ManifestError::Io { path: directory.to_owned(), source };
+    let mut compressed: BTreeMap<_, _> = compressed.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
     let mut entries = Vec::new();
     for path in storage::files_below(directory).map_err(io)? {
-        let mut entry = match compressed.iter().find(|entry| entry.path == path) {
-            Some(entry) => entry.clone(),
+        let mut entry = match compressed.remove(&path) {
+            Some(entry) => entry,
             None => {
                 let (bytes, sha256) = digest_of(&directory.join(&path), cx)?;
                 FileEntry { path, bytes, plain_bytes: None, sha256 }

@@ -1,5 +1,6 @@
 //! What a backup says about itself, and whether it is true.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -352,16 +353,20 @@ impl Manifest {
             done += bytes;
             cx.progress(done, total, "comparing digests");
         }
-        let there = storage::files_below(directory)
-            .map_err(|source| ManifestError::Io { path: directory.to_owned(), source })?;
-        let known = |path: &PathBuf| path == Path::new(FILE) || self.files.iter().any(|file| file.path == *path);
-        match there.iter().find(|path| !known(path)) {
+        match self.foreign(directory).map_err(|source| ManifestError::Io { path: directory.to_owned(), source })? {
             Some(foreign) => Err(ManifestError::Damaged {
                 path: directory.join(foreign),
                 reason: "the manifest does not know it".into(),
             }),
             None => Ok(()),
         }
+    }
+
+    /// Finds a file in the backup's directory that is not part of the backup.
+    pub(crate) fn foreign(&self, directory: &Path) -> io::Result<Option<PathBuf>> {
+        let known: BTreeSet<&Path> =
+            self.files.iter().map(|file| file.path.as_path()).chain([Path::new(FILE)]).collect();
+        Ok(storage::files_below(directory)?.into_iter().find(|path| !known.contains(path.as_path())))
     }
 
     /// Returns how many bytes the files have.

@@ -422,13 +422,10 @@ impl Backup {
         blocking(move || {
             let present = match Manifest::read(&backup) {
                 Ok(manifest) if manifest.made_by == marker => {
-                    let known = |path: &PathBuf| {
-                        path == Path::new(crate::backup::manifest::FILE)
-                            || manifest.files.iter().any(|file| file.path == *path)
-                    };
-                    let there = storage::files_below(&backup)
+                    let foreign = manifest
+                        .foreign(&backup)
                         .map_err(|error| storage::failed(format!("{} cannot be read", backup.display()), &error))?;
-                    match there.iter().find(|path| !known(path)) {
+                    match foreign {
                         None => return Ok(manifest),
                         Some(foreign) => format!("a backup with a file of somebody else's: {}", foreign.display()),
                     }

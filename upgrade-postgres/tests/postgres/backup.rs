@@ -36,6 +36,13 @@ create table empty (a int, b text);
 create unlogged table fleeting (a int);
 insert into fleeting values (1);
 select lo_from_bytea(4711, decode(repeat('00ff', 4000), 'hex'));
+do $$ begin
+  if exists (select from pg_available_extensions where name = 'hstore') then
+    create extension hstore schema "a b";
+    create table tagged (tags "a b".hstore);
+    insert into tagged values ('a=>1, "ü b"=>NULL');
+  end if;
+end $$;
 "#;
 
 pub(crate) fn backup(database: &Database, with: Value) -> Backup {
@@ -122,7 +129,7 @@ async fn a_database_with_odd_contents_comes_back_as_it_was() {
             json!({ "to": directory.path().join("new/backups"), "prove": "restore", "tools": tools(&server), "jobs": 2 }),
         );
         let (_, output) = made(&step, &test_backup).await;
-        assert_eq!(output.tables, 5, "{output:?}");
+        assert!((5..=6).contains(&output.tables), "{output:?}");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&output.path), 0o700);
         assert_eq!(mode(&output.path.join("manifest.json")), 0o600);

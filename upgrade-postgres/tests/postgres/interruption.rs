@@ -3,7 +3,6 @@
 
 #![cfg(test)]
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,6 +22,7 @@ use upgrade_postgres::{Database as Reached, DatabaseConfig};
 use upgrade_testbed::postgres::{Database, Server, Version, own};
 
 use crate::backup::{ODD, all_of, backup, listing, ours, prepared, restore, tools};
+use crate::forwarder::Forwarder;
 
 /// How a call is cut off.
 #[derive(Debug, Clone, Copy)]
@@ -193,45 +193,29 @@ async fn campaign_restores_cut_off() {
     restores(Cut::Cancelled, 10).await;
 }
 
-/// Forwards what is sent to `db.internal:1` to a server, as a cluster's port forwarding does.
-struct Forwarder(SocketAddr);
+/// Stands for a cluster in whose network the database is `db.internal:1`.
+struct Cluster {
+    host: String,
+    port: u16,
+}
 
 #[async_trait]
-impl Target for Forwarder {
+impl Target for Cluster {
     fn lock(&self) -> LockName {
-        LockName::new("forwarder", "test").unwrap()
+        LockName::new("cluster", "test").unwrap()
     }
 
     async fn identity(&self, _cx: &Context) -> Result<String, StepError> {
-        Ok("forwarder".into())
-    }
-}
-
-/// Ends a task with its passage.
-struct Aborting(tokio::task::JoinHandle<()>);
-
-impl Drop for Aborting {
-    fn drop(&mut self) {
-        self.0.abort();
+        Ok("cluster".into())
     }
 }
 
 #[async_trait]
-impl Tunnel for Forwarder {
+impl Tunnel for Cluster {
     async fn open(&self, _cx: &Context, host: &str, port: u16) -> Result<Passage, StepError> {
         assert_eq!((host, port), ("db.internal", 1));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (near, far) = (listener.local_addr().unwrap(), self.0);
-        let forwarding = tokio::spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
-            while let Ok((mut near, _)) = listener.accept().await {
-                connections.spawn(async move {
-                    let mut far = tokio::net::TcpStream::connect(far).await.unwrap();
-                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-                });
-            }
-        });
-        Ok(Passage::new(near, Aborting(forwarding)))
+        let way = Forwarder::to(&self.host, self.port).await;
+        Ok(Passage::new(way.address(), way))
     }
 }
 
@@ -244,8 +228,8 @@ async fn a_database_behind_a_tunnel_is_kept_and_put_back() {
     let url = directory.path().join("url");
     let elsewhere = database.url().replace(&format!("127.0.0.1:{}", server.port()), "db.internal:1");
     std::fs::write(&url, elsewhere).unwrap();
-    let far = SocketAddr::new(server.host().parse().unwrap(), server.port());
-    let context = BuildContext::new("/").with_target("way", AnyTarget::tunnel("forwarder", Forwarder(far)));
+    let cluster = Cluster { host: server.host().to_owned(), port: server.port() };
+    let context = BuildContext::new("/").with_target("way", AnyTarget::tunnel("cluster", cluster));
     let config =
         DatabaseConfig { via: Some("way".into()), ..DatabaseConfig::new(SecretRef::file(url.to_str().unwrap())) };
     let reached = Reached::from_config(config, &context).unwrap();

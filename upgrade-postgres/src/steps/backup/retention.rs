@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use upgrade_core::error::StepError;
 use upgrade_core::units::Span;
 
-use crate::backup::manifest::Manifest;
+use crate::backup::manifest::{Manifest, ManifestError};
 use crate::backup::storage;
 use crate::identifier::Identifier;
 
@@ -22,7 +22,12 @@ pub(super) fn beyond(
     keep_for: Option<Span>,
     now: Timestamp,
 ) -> Result<Vec<(PathBuf, Option<Identifier>)>, StepError> {
-    let this = Manifest::read(own)?;
+    let this = match Manifest::read(own) {
+        Ok(manifest) => manifest,
+        // Somebody moved it away already: then nobody can tell which others are alike.
+        Err(ManifestError::Missing(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
     let failed = |error: &std::io::Error| storage::failed(format!("{} cannot be listed", directory.display()), error);
     let mut others = Vec::new();
     for entry in fs::read_dir(directory).map_err(|error| failed(&error))? {
