@@ -6,7 +6,6 @@
 mod expand;
 mod foreign_key;
 mod index;
-mod expand;
 mod migrate;
 mod sql;
 mod writes;
