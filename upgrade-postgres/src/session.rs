@@ -123,7 +123,10 @@ impl Session {
             "reset session authorization; reset role; reset all; close all; unlisten *; discard temp; discard sequences; {}",
             self.settings
         );
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection).await.doing(|| "resetting the session".into())?;
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .execute(&mut self.connection)
+            .await
+            .doing(|| "resetting the session".into())?;
         Ok(())
     }
 

@@ -101,7 +101,9 @@ impl Check for MigrationsCheck {
         let (pending, drift) = survey.compare(&self.source.terms)?;
         let (count, first) = match &pending {
             Pending::Up(migrations) => (migrations.len(), migrations.first().map(|first| first.up.file.clone())),
-            Pending::Down(versions) => (versions.len(), versions.first().map(|first| format!("version {first}, newer"))),
+            Pending::Down(versions) => {
+                (versions.len(), versions.first().map(|first| format!("version {first}, newer")))
+            }
         };
         let verdict = match (drift.first(), first) {
             (Some(first), _) => {

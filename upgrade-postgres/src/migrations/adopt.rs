@@ -96,7 +96,9 @@ impl Tool {
     ) -> Result<Vec<MigrationVersion>, PostgresError> {
         if !self.is_there(connection).await? {
             return Err(StepError::permanent(format!("`adopt: {self}`, but there is no {} here", self.table()))
-                .with_hint("correct `adopt`, or the search_path of the target's user; drop it where there is no history")
+                .with_hint(
+                    "correct `adopt`, or the search_path of the target's user; drop it where there is no history",
+                )
                 .into());
         }
         let mut drift = Vec::new();

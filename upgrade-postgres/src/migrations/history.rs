@@ -154,12 +154,8 @@ impl History {
             })?;
             let down: Option<String> = row.try_get(4)?;
             let down = down.map(|text| Script::new(format!("the down script kept in {self} for {version}"), text));
-            let row = Applied {
-                checksum: row.try_get(1)?,
-                failed: row.try_get(2)?,
-                description: row.try_get(3)?,
-                down,
-            };
+            let row =
+                Applied { checksum: row.try_get(1)?, failed: row.try_get(2)?, description: row.try_get(3)?, down };
             applied.insert(version, row);
         }
         Ok(Some(applied))

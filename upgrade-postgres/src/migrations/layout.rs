@@ -271,8 +271,9 @@ fn numbered(layout: Layout, name: &str, stem: &str, path: &Path) -> Result<Optio
 
 fn flyway(name: &str, stem: &str, path: &Path) -> Result<Option<Named>, StepError> {
     if stem.starts_with("R__") {
-        return Err(wrong(format!("{name} is a repeatable migration, which has no version and no undo"))
-            .with_hint("make it a versioned one (V…__name.sql with its U…__name.sql), or run it as a `postgres.sql` step"));
+        return Err(wrong(format!("{name} is a repeatable migration, which has no version and no undo")).with_hint(
+            "make it a versioned one (V…__name.sql with its U…__name.sql), or run it as a `postgres.sql` step",
+        ));
     }
     let down = stem.starts_with('U');
     let Some(rest) = stem.strip_prefix(['V', 'U']).filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) else {
@@ -302,31 +303,31 @@ fn diesel(path: &Path) -> Result<Vec<Named>, StepError> {
             .with_cause(&error)
             .with_hint("write it as 2026-01-31-120000_name")
     })?;
-    Ok(
-        scripts
-            .into_iter()
-            .map(|(file, down)| Named {
-                version: version.clone(),
-                name: rest.replace('_', " "),
-                down,
-                path: path.join(file),
-            })
-            .collect(),
-    )
+    Ok(scripts
+        .into_iter()
+        .map(|(file, down)| Named {
+            version: version.clone(),
+            name: rest.replace('_', " "),
+            down,
+            path: path.join(file),
+        })
+        .collect())
 }
 
 /// Tells whether diesel is told to run a migration without a transaction.
 fn not_in_transaction(up: &Path) -> bool {
     let metadata = std::fs::read_to_string(up.with_file_name("metadata.toml")).unwrap_or_default();
     metadata.lines().any(|line| {
-        line.split('#').next().and_then(|line| line.split_once('=')).is_some_and(|(key, value)| {
-            key.trim() == "run_in_transaction" && value.trim() == "false"
-        })
+        line.split('#')
+            .next()
+            .and_then(|line| line.split_once('='))
+            .is_some_and(|(key, value)| key.trim() == "run_in_transaction" && value.trim() == "false")
     })
 }
 
 fn misnamed(name: &str, why: &str, how: &str) -> StepError {
-    wrong(format!("the name {name} cannot be read: {why}")).with_hint(format!("write it as {how}, or move it elsewhere"))
+    wrong(format!("the name {name} cannot be read: {why}"))
+        .with_hint(format!("write it as {how}, or move it elsewhere"))
 }
 
 #[cfg(test)]
@@ -358,7 +359,11 @@ mod tests {
     fn each_layout_is_told_from_its_names() {
         let sqlx = [("2_b_c.sql", ""), ("1_a.up.sql", ""), ("1_a.down.sql", ""), ("README.md", ""), (".x.sql", "")];
         assert_eq!(read(&sqlx, None).unwrap(), ["sqlx 1 a true", "sqlx 2 b c false"]);
-        let diesel = [("2026-01-31-120000_a/up.sql", ""), ("2026-01-31-120000_a/down.sql", ""), ("00000000000000_setup/up.sql", "")];
+        let diesel = [
+            ("2026-01-31-120000_a/up.sql", ""),
+            ("2026-01-31-120000_a/down.sql", ""),
+            ("00000000000000_setup/up.sql", ""),
+        ];
         assert_eq!(read(&diesel, None).unwrap(), ["diesel 00000000000000 setup false", "diesel 20260131120000 a true"]);
         let flyway = [("V1.10__b.sql", ""), ("V1_2__a.sql", ""), ("U1.2__a.sql", "")];
         assert_eq!(read(&flyway, None).unwrap(), ["flyway 1.2 a true", "flyway 1.10 b false"]);

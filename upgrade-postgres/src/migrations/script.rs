@@ -432,7 +432,9 @@ mod tests {
 
     #[test]
     fn settings_of_the_session_are_noticed() {
-        for text in ["set search_path = a;", "select pg_catalog.set_config('search_path', '', false)", "create temp table a ()"] {
+        for text in
+            ["set search_path = a;", "select pg_catalog.set_config('search_path', '', false)", "create temp table a ()"]
+        {
             assert!(script(text).changes_session(), "{text}");
         }
         for text in ["create table a ();", "update a set b = 1", "create table reset (load int)"] {

@@ -146,12 +146,7 @@ fn compare(undo: &MigrateUndo, ours: &[(&Item, Note)], present: &Rows) -> Result
     }
 }
 
-async fn take_back(
-    work: &mut Work<'_>,
-    undo: &MigrateUndo,
-    item: &Item,
-    note: &Note,
-) -> Result<(), PostgresError> {
+async fn take_back(work: &mut Work<'_>, undo: &MigrateUndo, item: &Item, note: &Note) -> Result<(), PostgresError> {
     let partial = matches!(note, Note::Started { .. });
     let Some(script) = &item.undo else {
         return Err(StepError::permanent(format!("{}: there is no down script", item.what()))

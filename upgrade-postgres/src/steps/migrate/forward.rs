@@ -97,13 +97,13 @@ pub(super) fn row_of<'a>(item: &'a Item, down: Option<&'a str>) -> Row<'a> {
     Row { version: &item.version, description: &item.description, checksum: item.checksum.as_deref(), down }
 }
 
-pub(super) fn read_note(
-    notes: &BTreeMap<String, serde_json::Value>,
-    key: &str,
-) -> Result<Option<Note>, StepError> {
-    notes.get(key).cloned().map(serde_json::from_value).transpose().map_err(|error| {
-        StepError::permanent(format!("what the step kept as {key} cannot be read")).with_cause(&error)
-    })
+pub(super) fn read_note(notes: &BTreeMap<String, serde_json::Value>, key: &str) -> Result<Option<Note>, StepError> {
+    notes
+        .get(key)
+        .cloned()
+        .map(serde_json::from_value)
+        .transpose()
+        .map_err(|error| StepError::permanent(format!("what the step kept as {key} cannot be read")).with_cause(&error))
 }
 
 /// Compares the rows that are none of our business with those that were found.
@@ -167,12 +167,7 @@ async fn adopt(work: &mut Work<'_>, undo: &MigrateUndo, present: &Rows) -> Resul
 }
 
 /// Finds the script that was prepared.
-fn script_of(
-    item: &Item,
-    undo: &MigrateUndo,
-    directory: &Directory,
-    present: &Rows,
-) -> Result<Script, StepError> {
+fn script_of(item: &Item, undo: &MigrateUndo, directory: &Directory, present: &Rows) -> Result<Script, StepError> {
     let migration = directory.find(&item.version);
     let script = match undo.course {
         Course::Up => migration.map(|migration| migration.up.clone()),

@@ -35,8 +35,8 @@ pub use undo::{MigrateOutput, MigrateUndo};
 
 use super::BackupOutput;
 use crate::ledger::Ledger;
-use crate::migrations::compare::error_of;
 use crate::migrations::Script;
+use crate::migrations::compare::error_of;
 use crate::program::end_leftovers;
 use crate::target::Database;
 use survey::{Survey, Todo, others_of};
@@ -141,10 +141,13 @@ impl Migrate {
         }
         let accepted = self.config.accepts_loss();
         if todo.course == Course::Down {
-            let lost = todo.scripts.iter().find_map(|script| Some((&script.file, script.discards().into_iter().next()?)));
+            let lost =
+                todo.scripts.iter().find_map(|script| Some((&script.file, script.discards().into_iter().next()?)));
             if let Some((file, what)) = lost.filter(|_| accepted.is_none()) {
                 return Err(StepError::permanent(format!("{file} discards {what}, which no rollback brings back"))
-                    .with_hint("say why that may be: `undo: { accept_data_loss: REASON }`, or `irreversible: REASON`"));
+                    .with_hint(
+                        "say why that may be: `undo: { accept_data_loss: REASON }`, or `irreversible: REASON`",
+                    ));
             }
         }
         let without: Vec<_> = todo.items.iter().filter(|item| item.undo.is_none()).collect();
@@ -180,7 +183,9 @@ impl Migrate {
             let lost = match (todo.course, &item.undo) {
                 (Course::Up, Some(down)) => Some(down.discards()).filter(|lost| !lost.is_empty()).map(|l| l.join(", ")),
                 (Course::Up, None) => written_since.clone().filter(|lost| !lost.starts_with("nothing")),
-                (Course::Down, _) => Some(script.discards()).filter(|lost| !lost.is_empty()).map(|lost| lost.join(", ")),
+                (Course::Down, _) => {
+                    Some(script.discards()).filter(|lost| !lost.is_empty()).map(|lost| lost.join(", "))
+                }
             };
             let mut change = Change::new(Effect::Run, item.file.clone()).with_summary(how);
             if let Some(lost) = lost {
@@ -197,9 +202,9 @@ fn check_undo(undo: &UndoBy) -> Result<(), BuildError> {
         return Err(BuildError::new("there is no reason").at("undo.accept_data_loss"));
     }
     if undo.restore.is_some() && undo.writes.is_none() && undo.accept_data_loss.is_none() {
-        return Err(BuildError::new("what is written after the backup would be lost")
-            .at("undo.restore")
-            .with_hint("name the step that has stopped writes: `writes: STEP`; or say why not: `accept_data_loss: REASON`"));
+        return Err(BuildError::new("what is written after the backup would be lost").at("undo.restore").with_hint(
+            "name the step that has stopped writes: `writes: STEP`; or say why not: `accept_data_loss: REASON`",
+        ));
     }
     if undo.writes.is_some() && undo.restore.is_none() {
         return Err(BuildError::new("there is no `restore` that this could belong to").at("undo.writes"));
@@ -290,7 +295,12 @@ impl Step for Migrate {
 
 #[async_trait]
 impl Rollback for Migrate {
-    async fn rollback(&self, cx: &Context, undo: &MigrateUndo, _output: Option<&MigrateOutput>) -> Result<(), StepError> {
+    async fn rollback(
+        &self,
+        cx: &Context,
+        undo: &MigrateUndo,
+        _output: Option<&MigrateOutput>,
+    ) -> Result<(), StepError> {
         back::rollback(cx, self, undo).await
     }
 }

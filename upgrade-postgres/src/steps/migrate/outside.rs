@@ -200,6 +200,8 @@ async fn clear(connection: &mut PgConnection, kind: &StatementKind, before: &[i6
 fn folded(name: &str) -> String {
     match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
         Some(quoted) => quoted.replace("\"\"", "\""),
-        None => Identifier::new(name.to_lowercase()).map_or_else(|_| name.to_lowercase(), |name| name.as_str().to_owned()),
+        None => {
+            Identifier::new(name.to_lowercase()).map_or_else(|_| name.to_lowercase(), |name| name.as_str().to_owned())
+        }
     }
 }

@@ -85,9 +85,9 @@ impl Runner {
             return Err(BuildError::new(format!("`{key}` says nothing to a `runner`")).at(*key).with_hint("drop it"));
         }
         if config.to.is_some() && !runner.up.iter().any(|word| word.contains("{to}")) {
-            return Err(BuildError::new("the command does not take a version").at("to").with_hint(
-                "write `{to}` in `runner.up` where the tool takes it",
-            ));
+            return Err(BuildError::new("the command does not take a version")
+                .at("to")
+                .with_hint("write `{to}` in `runner.up` where the tool takes it"));
         }
         let directory = cx.path(config.dir.clone().unwrap_or_default());
         Ok(Self { config, runner, directory, database })
@@ -217,7 +217,11 @@ impl Step for Runner {
     async fn apply(&self, cx: &Context, undo: &RunnerUndo) -> Result<RunnerOutput, StepError> {
         let present = self.revision(cx).await?;
         if present != undo.revision && begins(cx) {
-            return Err(conflict(&undo.revision, shown(self.argv(&["{to}".to_owned()], NOTHING)[0].as_str()), &present));
+            return Err(conflict(
+                &undo.revision,
+                shown(self.argv(&["{to}".to_owned()], NOTHING)[0].as_str()),
+                &present,
+            ));
         }
         self.run(cx, &self.runner.up, NOTHING).await?;
         let to = self.revision(cx).await?;

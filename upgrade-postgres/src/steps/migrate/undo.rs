@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::steps::BackupOutput;
 use crate::migrations::{History, MigrationVersion, Script};
+use crate::steps::BackupOutput;
 
 /// Holds what undoing migrations needs, whichever directory is there by then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

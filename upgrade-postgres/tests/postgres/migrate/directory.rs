@@ -35,8 +35,16 @@ pub(super) fn write(home: &Path, name: &str, text: &str) {
 pub(super) fn many(count: usize) -> TempDir {
     let home = tempfile::tempdir().unwrap();
     for n in 1..=count {
-        write(home.path(), &format!("{n}_t{n}.up.sql"), &format!("create table t{n} (id int);\ninsert into done values ({n});\n"));
-        write(home.path(), &format!("{n}_t{n}.down.sql"), &format!("drop table t{n};\ndelete from done where id = {n};\n"));
+        write(
+            home.path(),
+            &format!("{n}_t{n}.up.sql"),
+            &format!("create table t{n} (id int);\ninsert into done values ({n});\n"),
+        );
+        write(
+            home.path(),
+            &format!("{n}_t{n}.down.sql"),
+            &format!("drop table t{n};\ndelete from done where id = {n};\n"),
+        );
     }
     home
 }

@@ -28,7 +28,8 @@ async fn files_and_history_that_contradict_each_other_are_refused() {
 
     write(home.path(), "3_c.up.sql", "create table c ();");
     write(home.path(), "3_c.down.sql", "drop table c;");
-    refused(&step(json!({})), &["3_c.up.sql: version 3 is not applied, but the newer 5 is", "out_of_order: true"]).await;
+    refused(&step(json!({})), &["3_c.up.sql: version 3 is not applied, but the newer 5 is", "out_of_order: true"])
+        .await;
     apply_and_commit(&step(json!({ "out_of_order": true }))).await;
 
     std::fs::remove_file(home.path().join("3_c.up.sql")).unwrap();
@@ -56,7 +57,8 @@ async fn a_script_that_would_end_its_transaction_is_refused_with_its_line() {
 async fn a_migration_without_a_down_script_needs_a_word_on_its_undo() {
     let Some(database) = any_database() else { return };
     let home = directory(&[("1_a.sql", "create table a ();")]);
-    refused(&migrate(&database, home.path(), json!({})), &["1_a.sql: there is no down script", "irreversible: REASON"]).await;
+    refused(&migrate(&database, home.path(), json!({})), &["1_a.sql: there is no down script", "irreversible: REASON"])
+        .await;
     let with = |more: serde_json::Value| {
         let mut with = json!({ "target": "db", "dir": home.path() });
         with.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -89,7 +91,10 @@ async fn a_script_that_fails_is_told_with_file_and_line_and_leaves_what_was_befo
     let (record, _) = prepare(&step, &test.forward()).await.unwrap();
     let error = step.apply(&test.forward(), &record).await.unwrap_err();
     let text = said(&error);
-    assert!(text.contains("2_b.up.sql, line 4, failed: invalid input syntax for type integer: \"x\" (22P02)"), "{text}");
+    assert!(
+        text.contains("2_b.up.sql, line 4, failed: invalid input syntax for type integer: \"x\" (22P02)"),
+        "{text}"
+    );
     assert_eq!(error.class(), Class::Permanent);
     assert_eq!(database.text("select version from _sqlx_migrations"), "1");
     assert_eq!(database.text("select to_regclass('b') is null"), "t");
@@ -142,7 +147,10 @@ async fn the_plan_tells_what_an_undo_discards_and_which_locks_are_taken() {
     assert!(summary(2).contains("no strong lock"), "{}", summary(2));
     assert_eq!(database.schema(), before);
     let pending = step.pending(&TestContext::new("schema").dry_run().forward()).await.unwrap();
-    assert_eq!(pending.iter().map(|script| script.file.as_str()).collect::<Vec<_>>(), ["1_a.up.sql", "2_b.up.sql", "3_c.up.sql"]);
+    assert_eq!(
+        pending.iter().map(|script| script.file.as_str()).collect::<Vec<_>>(),
+        ["1_a.up.sql", "2_b.up.sql", "3_c.up.sql"]
+    );
 
     // In a plan, what fails now may be what an earlier step makes possible.
     write(home.path(), "2_b.up.sql", "select 1;\nselect 2;\nalter table not_yet add column b int;");

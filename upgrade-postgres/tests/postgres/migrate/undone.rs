@@ -111,7 +111,8 @@ async fn an_older_version_can_be_asked_for_and_that_be_undone() {
         ("U3__f.sql", "drop function f();"),
     ]);
     apply_and_commit(&migrate(&database, home.path(), json!({}))).await;
-    let (schema, rows) = (database.schema(), "select version || checksum || coalesce(down, '') from _upgrade_migrations order by 1");
+    let (schema, rows) =
+        (database.schema(), "select version || checksum || coalesce(down, '') from _upgrade_migrations order by 1");
     let all = database.text(rows);
     let step = migrate(&database, home.path(), json!({ "to": "1" }));
     // The history keeps the down scripts: the files of newer versions may be gone.
@@ -134,7 +135,8 @@ async fn an_older_version_can_be_asked_for_and_that_be_undone() {
 #[tokio::test]
 async fn settings_of_one_script_do_not_reach_the_next() {
     let Some(database) = any_database() else { return };
-    database.execute("create schema odd; create role migrating_test_role; grant all on schema odd to migrating_test_role");
+    database
+        .execute("create schema odd; create role migrating_test_role; grant all on schema odd to migrating_test_role");
     let home = directory(&[
         ("1_a.up.sql", "select pg_catalog.set_config('search_path', '', false);\ncreate table public.a (id int);"),
         ("1_a.down.sql", "drop table a;"),
@@ -193,7 +195,8 @@ async fn a_migration_without_a_down_script_goes_back_to_the_backup() {
     let kept = tempfile::tempdir().unwrap();
     let config = json!({ "target": "db", "to": kept.path().join("backup"), "prove": "list" });
     let backup =
-        Backup::from_config(serde_json::from_value(config).unwrap(), &crate::world::build_context(&database.url())).unwrap();
+        Backup::from_config(serde_json::from_value(config).unwrap(), &crate::world::build_context(&database.url()))
+            .unwrap();
     let backing = TestContext::new("backup");
     let Prepared::Change { undo: made, .. } = backup.prepare(&backing.forward()).await.unwrap() else { panic!() };
     let output = backup.apply(&backing.forward(), &made).await.unwrap();
@@ -212,4 +215,15 @@ async fn a_migration_without_a_down_script_goes_back_to_the_backup() {
     // A crash after the exchange: the next call knows that it had begun.
     undo(&step, &test, &record).await;
     assert_eq!((database.schema(), database.contents()), before);
+}
+
+#[test]
+fn an_undo_record_of_the_first_format_is_read_and_written_as_it_was() {
+    use upgrade_postgres::steps::Migrate;
+
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/postgres.migrate.undo.v1.json");
+    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let record = Migrate::read_undo(1, golden.clone()).unwrap();
+    assert_eq!(serde_json::to_value(record).unwrap(), golden);
+    Migrate::read_undo(2, golden).unwrap_err();
 }

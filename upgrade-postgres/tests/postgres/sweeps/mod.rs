@@ -37,7 +37,14 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) const fn new(setup: &'static str, pipeline: &'static str) -> Self {
-        Self { setup, pipeline, interfere: |_, _| false, survived: |_, _| true, contents: Database::contents, observe: |_| String::new() }
+        Self {
+            setup,
+            pipeline,
+            interfere: |_, _| false,
+            survived: |_, _| true,
+            contents: Database::contents,
+            observe: |_| String::new(),
+        }
     }
 }
 
