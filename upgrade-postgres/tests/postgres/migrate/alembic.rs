@@ -113,7 +113,10 @@ async fn what_a_crash_left_running_is_ended() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(database.text(sleeping), "1");
-    step.settle(&test.back(), &undo).await.unwrap();
+    if let Err(error) = step.settle(&test.back(), &undo).await {
+        let left = "select (pid, application_name, state, wait_event, backend_start, query)::text from pg_stat_activity";
+        panic!("{} {}", said(&error), database.text(left));
+    }
     assert_eq!(database.text(sleeping), "0");
     applying.await.unwrap().unwrap_err();
     step.rollback(&test.clone().interrupted().back(), &undo, None).await.unwrap();
