@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod alembic;
 mod directory;
 mod histories;
 mod history_of_an_application;

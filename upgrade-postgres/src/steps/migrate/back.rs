@@ -1,7 +1,9 @@
 //! Takes back what this run applied, by the scripts of the undo record.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
@@ -12,20 +14,26 @@ use super::outside;
 use super::survey::{others_of, report};
 use super::undo::{ADOPTED, Course, Item, MADE_TABLE, MigrateUndo, Note};
 use super::work::{How, Work};
+use crate::backup::replace::restore_into_place;
+use crate::backup::tools::Tools;
 use crate::error::PostgresError;
+use crate::ledger::Ledger;
 use crate::migrations::history::Applied;
 use crate::migrations::{MigrationVersion, Script};
+use crate::steps::BackupOutput;
 
 type Rows = BTreeMap<MigrationVersion, Applied>;
 
 pub(super) async fn rollback(cx: &Context, step: &Migrate, undo: &MigrateUndo) -> Result<(), StepError> {
     let mut work = Work::begin(cx, &step.database).await?;
     let notes = work.ledger.all(work.session.connection()).await?;
-    if let Some(backup) = &undo.backup
-        && undo.migrations.iter().any(|item| item.undo.is_none() && notes.contains_key(&item.key()))
-    {
-        work.session.close().await;
-        return put_back(cx, step, backup).await;
+    if let Some(backup) = &undo.backup {
+        let needed = undo.migrations.iter().any(|item| item.undo.is_none() && notes.contains_key(&item.key()));
+        // What is put back holds no notes: after a crash, only the checkpoint says that it was begun.
+        if needed || cx.last_checkpoint::<PuttingBack>()?.is_some() {
+            work.session.close().await;
+            return put_back(cx, step, backup).await;
+        }
     }
     let done = run(cx, &mut work, undo, &notes).await;
     if done.is_ok() {
@@ -35,14 +43,17 @@ pub(super) async fn rollback(cx: &Context, step: &Migrate, undo: &MigrateUndo) -
     Ok(done?)
 }
 
-async fn put_back(cx: &Context, step: &Migrate, backup: &Value) -> Result<(), StepError> {
-    let Some(engine) = &step.restore else {
-        return Err(StepError::permanent("this program cannot put a backup back")
-            .with_hint("restore it by hand, then resolve the step with --skip"));
-    };
-    engine.restore(cx, &step.database, backup).await?;
+/// The checkpoint of a rollback that goes back to the backup.
+#[derive(Debug, Serialize, Deserialize)]
+struct PuttingBack {
+    backup: PathBuf,
+}
+
+async fn put_back(cx: &Context, step: &Migrate, backup: &BackupOutput) -> Result<(), StepError> {
+    cx.checkpoint(&PuttingBack { backup: backup.path.clone() }).await?;
+    restore_into_place(cx, &step.database, backup, &Tools::default()).await?;
     let mut session = step.database.connect(cx).await?;
-    crate::ledger::Ledger::of(&step.database, cx).clear(&mut session, &[]).await?;
+    Ledger::of(&step.database, cx).clear(&mut session, &[]).await?;
     session.close().await;
     Ok(())
 }

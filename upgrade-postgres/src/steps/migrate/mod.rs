@@ -10,7 +10,6 @@ mod back;
 mod config;
 mod forward;
 mod outside;
-mod restore;
 mod runner;
 mod survey;
 mod trial;
@@ -30,14 +29,15 @@ use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 
 pub use config::{MigrateConfig, Preset, RunnerConfig, UndoBy};
-pub use restore::RestoreEngine;
 pub use runner::{Runner, RunnerOutput, RunnerUndo};
 pub(crate) use survey::Source;
 pub use undo::{MigrateOutput, MigrateUndo};
 
+use super::BackupOutput;
 use crate::ledger::Ledger;
 use crate::migrations::Script;
 use crate::migrations::compare::error_of;
+use crate::program::end_leftovers;
 use crate::target::Database;
 use survey::{Survey, Todo, others_of};
 use undo::Course;
@@ -52,18 +52,11 @@ use undo::Course;
 /// # Errors
 /// Files and history contradict each other; a migration has no down script and the configuration
 /// does not say how it is undone; a script fails, with file and line.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Migrate {
     config: MigrateConfig,
     source: Source,
     database: Arc<Database>,
-    restore: Option<Arc<dyn RestoreEngine>>,
-}
-
-impl std::fmt::Debug for Migrate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Migrate").field("config", &self.config).finish_non_exhaustive()
-    }
 }
 
 impl Migrate {
@@ -98,7 +91,7 @@ impl Migrate {
             return Err(BuildError::new("there is no reason").at("irreversible"));
         }
         let source = Source::of(&config, &cx.path(dir));
-        Ok(Self { config, source, database, restore: restore::engine() })
+        Ok(Self { config, source, database })
     }
 
     /// Makes the step from its configuration: of a directory or a `runner`, irreversible where it says so.
@@ -119,13 +112,6 @@ impl Migrate {
             Some(reason) => AnyStep::irreversible(migrate, reason),
             None => AnyStep::reversible(migrate),
         })
-    }
-
-    /// Puts back backups with another engine than this crate's own.
-    #[must_use]
-    pub fn restored_by(mut self, engine: Arc<dyn RestoreEngine>) -> Self {
-        self.restore = Some(engine);
-        self
     }
 
     /// Reads the scripts that would run, in order: what `postgres.lint` looks at.
@@ -149,7 +135,7 @@ impl Migrate {
     }
 
     /// Refuses what could not be undone, and says what an undo would lose.
-    fn undoable(&self, cx: &Context, todo: &Todo) -> Result<Option<Value>, StepError> {
+    fn undoable(&self, cx: &Context, todo: &Todo) -> Result<Option<BackupOutput>, StepError> {
         if self.config.irreversible.is_some() {
             return Ok(None);
         }
@@ -172,10 +158,6 @@ impl Migrate {
                 "write one; or put a backup back: `undo: { restore: STEP }`; or say why not: `irreversible: REASON`",
             ));
         };
-        if self.restore.is_none() {
-            return Err(StepError::permanent("this program cannot put a backup back")
-                .with_hint("give the step an engine with `restored_by`"));
-        }
         if cx.is_dry_run() {
             return Ok(None);
         }
@@ -183,7 +165,7 @@ impl Migrate {
             // Its output is there only if this step needs it and it was applied: then it is in force.
             cx.output::<Value>(writes)?;
         }
-        Ok(Some(cx.output::<Value>(restore)?))
+        Ok(Some(cx.output::<BackupOutput>(restore)?))
     }
 
     fn changes(&self, survey: &Survey, todo: &Todo) -> Vec<Change> {
@@ -288,7 +270,10 @@ impl Step for Migrate {
         forward::apply(cx, self, undo).await
     }
 
-    async fn settle(&self, cx: &Context, _undo: &MigrateUndo) -> Result<(), StepError> {
+    async fn settle(&self, cx: &Context, undo: &MigrateUndo) -> Result<(), StepError> {
+        if undo.backup.is_some() {
+            end_leftovers(cx).await?;
+        }
         self.database.settle(cx).await
     }
 

@@ -118,9 +118,15 @@ impl Runner {
     async fn run(&self, cx: &Context, argv: &[String], revision: &str) -> Result<String, StepError> {
         let session = self.session(cx).await?;
         let program = self.program(cx, session.address(), &self.argv(argv, revision)).await?;
-        let ended = program.succeed(cx).await;
+        let ended = program.run(cx).await;
         session.close().await;
-        Ok(ended?.stdout)
+        let ended = ended?;
+        match ended.code {
+            Some(0) => Ok(ended.stdout),
+            // Alembic says what it misses where others print their results.
+            _ if ended.stderr.trim().is_empty() => Err(program.failed(&ended).with_detail(cx.mask(ended.stdout.trim()))),
+            _ => Err(program.failed(&ended)),
+        }
     }
 
     /// Opens the session through which the tool reaches the database, and looks that it may write.

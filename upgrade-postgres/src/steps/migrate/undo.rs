@@ -1,9 +1,9 @@
 //! What undoing migrations needs, and what the run keeps of them in the database.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::migrations::{History, MigrationVersion, Script};
+use crate::steps::BackupOutput;
 
 /// Holds what undoing migrations needs, whichever directory is there by then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub struct MigrateUndo {
     pub(super) adopted: Vec<Adopted>,
     /// The backup that is put back where there is no down script: the output of its step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) backup: Option<Value>,
+    pub(super) backup: Option<BackupOutput>,
 }
 
 /// Says whether migrations are applied or taken back.

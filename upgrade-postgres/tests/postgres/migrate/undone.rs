@@ -178,3 +178,52 @@ async fn what_somebody_else_built_on_top_is_left_alone() {
         .unwrap();
     assert_eq!(database.text("select to_regclass('a') is null"), "t");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_without_a_down_script_goes_back_to_the_backup() {
+    use upgrade_core::step::Prepared;
+    use upgrade_postgres::steps::Backup;
+
+    let Some(database) = any_database() else { return };
+    database.execute("create table a (id int primary key, b text); insert into a values (1, 'x'), (2, 'y')");
+    let home = directory(&[
+        ("1_a.up.sql", "alter table a add column c int;"),
+        ("1_a.down.sql", "alter table a drop column c;"),
+        ("2_b.sql", "alter table a drop column b;"),
+    ]);
+    let before = (database.schema(), database.contents());
+    let kept = tempfile::tempdir().unwrap();
+    let config = json!({ "target": "db", "to": kept.path().join("backup"), "prove": "list" });
+    let backup =
+        Backup::from_config(serde_json::from_value(config).unwrap(), &crate::world::build_context(&database.url()))
+            .unwrap();
+    let backing = TestContext::new("backup");
+    let Prepared::Change { undo: made, .. } = backup.prepare(&backing.forward()).await.unwrap() else { panic!() };
+    let output = backup.apply(&backing.forward(), &made).await.unwrap();
+
+    let with = json!({ "undo": { "restore": "backup", "accept_data_loss": "nobody writes in this test" } });
+    let step = migrate(&database, home.path(), with);
+    let test = TestContext::new("schema");
+    refused(&step, &["step `backup` has no output"]).await;
+    let test = test.output("backup".parse().unwrap(), &output);
+    let (record, changes) = prepare(&step, &test.forward()).await.unwrap();
+    assert!(changes[1].undo_loses.as_ref().unwrap().contains("nobody writes in this test"), "{changes:?}");
+    step.apply(&test.forward(), &record).await.unwrap();
+    backup.commit(&backing.commit(), &made).await.unwrap();
+    undo(&step, &test, &record).await;
+    assert_eq!((database.schema(), database.contents()), before);
+    // A crash after the exchange: the next call knows that it had begun.
+    undo(&step, &test, &record).await;
+    assert_eq!((database.schema(), database.contents()), before);
+}
+
+#[test]
+fn an_undo_record_of_the_first_format_is_read_and_written_as_it_was() {
+    use upgrade_postgres::steps::Migrate;
+
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/postgres.migrate.undo.v1.json");
+    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let record = Migrate::read_undo(1, golden.clone()).unwrap();
+    assert_eq!(serde_json::to_value(record).unwrap(), golden);
+    Migrate::read_undo(2, golden).unwrap_err();
+}
