@@ -128,7 +128,7 @@ impl Bench {
             database,
             &format!(
                 "create table people (id bigint primary key, first text not null, last text not null, pad text not null, full_name text); \
-                 insert into people select n, 'first' || n, 'last' || n, repeat('x', 40), null from generate_series(1, {rows}) n"
+                 insert into people select n, 'first' || n, 'last' || n, repeat('x', 150), null from generate_series(1, {rows}) n"
             ),
         )
         .await?;
