@@ -41,7 +41,7 @@ pub(crate) struct Pace {
     dead_at_most: AtomicU64,
     /// Attempts that had to let others pass, since this was last asked.
     pub(crate) gave_way: AtomicU32,
-    /// Batches that run now.
+    /// Batches and vacuums that run now.
     pub(crate) running: AtomicU32,
 }
 
@@ -83,6 +83,10 @@ impl Pace {
         self.governor().observe(pressure);
     }
 
+    pub(crate) fn sample(&self, beyond: bool) {
+        self.governor().sample(beyond);
+    }
+
     pub(crate) fn share(&self) -> f64 {
         self.governor().share()
     }
@@ -109,12 +113,14 @@ impl Pace {
 
     /// Begins to count dead rows anew, while a vacuum takes those before.
     pub(crate) fn vacuum_begins(&self, dead_at_most: u64) {
+        self.running.fetch_add(1, Ordering::SeqCst);
         self.dead.store(0, Ordering::SeqCst);
         self.dead_at_most.store(dead_at_most, Ordering::SeqCst);
     }
 
     pub(crate) fn vacuum_ended(&self) {
         self.dead_at_most.store(u64::MAX, Ordering::SeqCst);
+        self.running.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Or the table would grow faster than its space is made free.
