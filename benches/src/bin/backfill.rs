@@ -128,7 +128,7 @@ impl Bench {
             database,
             &format!(
                 "create table people (id bigint primary key, first text not null, last text not null, pad text not null, full_name text); \
-                 insert into people select n, 'first' || n, 'last' || n, repeat('x', 40), null from generate_series(1, {rows}) n"
+                 insert into people select n, 'first' || n, 'last' || n, repeat('x', 150), null from generate_series(1, {rows}) n"
             ),
         )
         .await?;
@@ -280,7 +280,7 @@ impl Bench {
             "max_batch_rows": 200, "max_rows_per_second": 10_000, "workers": 1, "vacuum": "0%" });
         let governed = json!({ "table": "people", "set": { "full_name": "first || ' ' || last" }, "where": "full_name is null",
             "budget": { "max_increase": "10%", "lock_waits": 2,
-                "probe": "select abalance from pgbench_accounts where aid = 1 + (random() * 1999999)::int" } });
+                "probe": "select abalance from pgbench_accounts where aid = (select 1 + (random() * 1999999)::int)" } });
         println!("beside pgbench (4 clients), {} s a stretch, {} rounds", arguments.seconds, arguments.rounds);
         let mut rounds = Vec::new();
         for _ in 0..arguments.rounds {

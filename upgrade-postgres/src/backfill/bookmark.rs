@@ -72,11 +72,9 @@ pub(crate) async fn begin(
     cx: &Context,
     session: &mut Session,
     ledger: &Ledger,
-    policy: &LockPolicy,
     work: &Work,
     side: &TableName,
-    estimate: (Option<u64>, i64),
-    parts: usize,
+    (estimate, parts): ((Option<u64>, i64), usize),
 ) -> Result<Walk, StepError> {
     if let Some(walk) = ledger.get::<Walk>(session.connection(), WALK).await? {
         return Ok(walk);
@@ -89,10 +87,7 @@ pub(crate) async fn begin(
     if let Some(sql) = work.parting(parts, percent).filter(|_| large && parts > 1) {
         let canceller = session.canceller();
         let sampling = async {
-            Ok(sqlx::query_scalar(built(&sql))
-                .fetch_all(session.connection())
-                .await
-                .doing(|| "sampling the keys".into())?)
+            sqlx::query_scalar(built(&sql)).fetch_all(session.connection()).await.doing(|| "sampling the keys".into())
         };
         parting = canceller.cancels(cx, sampling).await?;
         // The largest key of the sample is not that of the table: the last range is open.
@@ -101,7 +96,7 @@ pub(crate) async fn begin(
     }
     let walk = Walk { ranges: ranges(&parting), total };
     let (kept, noted, sql) = (ledger, &walk, work.plan.make_side(side));
-    let made = policy
+    let made = LockPolicy::default()
         .transaction(cx, session, "making the table of batches", move |connection, _| {
             let sql = sql.clone();
             Box::pin(async move {

@@ -19,8 +19,10 @@ use crate::ledger::Ledger;
 use crate::session::{Session, application_name};
 use crate::target::Database;
 
-/// How many measurements decide.
-const DECIDING: usize = 40;
+/// How many measurements without a batch are kept to compare with.
+const QUIET: usize = 1000;
+/// Between two probes.
+const INTERVAL: Duration = Duration::from_millis(10);
 /// How long the server is watched before a batch runs, for a limit relative to that.
 const BASELINE: Duration = Duration::from_secs(3);
 /// How often that is done again, as the load of a day changes.
@@ -42,7 +44,7 @@ pub struct BudgetConfig {
     /// work on the server: `10%`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_increase: Option<Share>,
-    /// The pause between two probes. Default 20 ms.
+    /// The pause between two probes. Default 10 ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<Span>,
     /// The most that any standby may lag behind.
@@ -105,81 +107,74 @@ impl Monitor {
     }
 
     async fn measure(&self, cx: &Context, session: &mut Session, own: &str) -> Result<(), PostgresError> {
-        let mut window = Window::new(DECIDING);
-        let mut limit = self.config.p95.map(|span| span.0.as_secs_f64());
-        let mut baseline_from: Option<Instant> = None;
-        let mut looked = Instant::now();
+        let stated = self.config.p95.map_or(f64::INFINITY, |span| span.0.as_secs_f64());
+        let only_relative = self.config.p95.is_none() && self.config.max_increase.is_some();
+        let interval = self.config.interval.map_or(INTERVAL, |span| span.0);
+        let mut quiet = Window::new(QUIET);
+        let mut measured: Option<Instant> = None;
+        let mut looked: Option<Instant> = None;
         while !self.pace.is_stopped() {
             if cx.cancelled().is_cancelled() {
                 return Err(cancelled().into());
             }
-            if let Some(share) =
-                self.config.max_increase.filter(|_| baseline_from.is_none_or(|at| at.elapsed() > BASELINE_AGAIN))
-            {
-                if self.config.p95.is_none() && !others_at_work(session, own).await? {
-                    // Nobody is there to be held up: what it would cost them is measured when they come.
-                    let pressure = self.others(session, own).await?;
+            if looked.is_none_or(|at| at.elapsed() > LOOK) {
+                looked = Some(Instant::now());
+                let pressure = self.others(session, own).await?;
+                let nobody = only_relative && !others_at_work(session, own).await?;
+                // Without a probe this is all there is to go by; and where nobody is there to be held up,
+                // what the backfill costs is measured when they come.
+                if pressure > 1.0 || self.config.probe.is_none() || nobody {
                     self.pace.observe(pressure);
+                }
+                if nobody {
                     tokio::time::sleep(LOOK).await;
                     continue;
                 }
-                let base = self.baseline(session).await?;
-                let relative = base * (1.0 + share.0);
-                let stated = self.config.p95.map_or(f64::INFINITY, |span| span.0.as_secs_f64());
-                limit = Some(relative.min(stated));
-                baseline_from = Some(Instant::now());
-                window.clear();
             }
-            if let Some(probe) = &self.config.probe {
-                window.push(probed(session, probe).await?);
-            }
-            let full = window.len() >= DECIDING || (self.config.probe.is_none() && looked.elapsed() > LOOK);
-            if full {
-                let mut pressure = match (window.p95(), limit) {
-                    (Some(p95), Some(limit)) => p95 / limit,
-                    _ => 0.0,
-                };
-                let only_relative = self.config.p95.is_none() && self.config.max_increase.is_some();
-                if only_relative && pressure > 1.0 && !others_at_work(session, own).await? {
-                    pressure = 0.0;
+            let Some(probe) = &self.config.probe else {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            };
+            let mut limit = stated;
+            if let Some(share) = self.config.max_increase {
+                if measured.is_none_or(|at| at.elapsed() > BASELINE_AGAIN) {
+                    self.baseline(session, probe, interval, &mut quiet).await?;
+                    measured = Some(Instant::now());
                 }
-                self.pace.observe(pressure.max(self.others(session, own).await?));
-                window.clear();
-                looked = Instant::now();
-            } else if looked.elapsed() > LOOK {
-                looked = Instant::now();
-                let pressure = self.others(session, own).await?;
-                if pressure > 1.0 {
-                    self.pace.observe(pressure);
-                }
+                limit = limit.min(quiet.p95().map_or(f64::INFINITY, |base| base * (1.0 + share.0)));
             }
-            tokio::time::sleep(self.config.interval.map_or(Duration::from_millis(20), |span| span.0)).await;
+            let before = self.pace.running.load(Ordering::SeqCst);
+            let sample = probed(session, probe).await?;
+            self.pace.sample(sample > limit);
+            // What is measured between two batches keeps the comparison up to date.
+            if before == 0 && self.pace.running.load(Ordering::SeqCst) == 0 {
+                quiet.push(sample);
+            }
+            tokio::time::sleep(interval).await;
         }
         Ok(())
     }
 
     /// Measures the probe while no batch runs.
-    async fn baseline(&self, session: &mut Session) -> Result<f64, PostgresError> {
-        let Some(probe) = &self.config.probe else { return Ok(f64::INFINITY) };
+    async fn baseline(
+        &self,
+        session: &mut Session,
+        probe: &str,
+        interval: Duration,
+        quiet: &mut Window,
+    ) -> Result<(), PostgresError> {
         self.pace.set_paused(true);
         while self.pace.running.load(Ordering::SeqCst) > 0 && !self.pace.is_stopped() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let began = Instant::now();
-        let mut window = Window::new(10_000);
-        let mut failed = None;
-        while began.elapsed() < BASELINE && !self.pace.is_stopped() {
-            match probed(session, probe).await {
-                Ok(sample) => window.push(sample),
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-            tokio::time::sleep(self.config.interval.map_or(Duration::from_millis(20), |span| span.0)).await;
+        let mut done = Ok(());
+        while began.elapsed() < BASELINE && !self.pace.is_stopped() && done.is_ok() {
+            done = probed(session, probe).await.map(|sample| quiet.push(sample));
+            tokio::time::sleep(interval).await;
         }
         self.pace.set_paused(false);
-        failed.map_or_else(|| Ok(window.p95().unwrap_or(f64::INFINITY)), Err)
+        done
     }
 
     /// Measures what is not the probe; each divided by its limit.

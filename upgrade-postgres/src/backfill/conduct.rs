@@ -18,8 +18,10 @@ use crate::ledger::Ledger;
 use crate::session::Session;
 use crate::target::Database;
 
-/// Between two looks at everything.
-const TICK: Duration = Duration::from_millis(500);
+/// Between two looks at the dead rows.
+const TICK: Duration = Duration::from_millis(100);
+/// At every so many of them, progress is reported and the operator's wish asked for.
+const REPORT: u64 = 5;
 
 /// Conducts the workers of a backfill, in either direction.
 pub(crate) struct Conductor {
@@ -45,6 +47,7 @@ impl Conductor {
     ) -> Result<(), StepError> {
         let mut failed: Option<StepError> = None;
         let mut vacuum: Option<JoinHandle<()>> = None;
+        let mut ticks: u64 = 0;
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -55,7 +58,11 @@ impl Conductor {
                     Some(Err(panic)) => Some(StepError::unknown("a worker of the backfill ended early").with_cause(&panic)
                         .with_hint("this is a defect of the step kind: report it; `upgrade resume` goes on")),
                 },
-                _ = tick.tick() => self.look(session, &mut vacuum).await.err().map(Into::into),
+                _ = tick.tick() => {
+                    ticks += 1;
+                    self.vacuum_if_due(&mut vacuum);
+                    if ticks.is_multiple_of(REPORT) { self.look(session).await.err().map(Into::into) } else { None }
+                }
             };
             if let Some(error) = error {
                 self.pace.stop();
@@ -69,22 +76,24 @@ impl Conductor {
         failed.map_or(Ok(()), Err)
     }
 
-    async fn look(&self, session: &mut Session, vacuum: &mut Option<JoinHandle<()>>) -> Result<(), PostgresError> {
+    async fn look(&self, session: &mut Session) -> Result<(), PostgresError> {
         let paused = pause_asked(session, &self.ledger).await?;
         self.pace.ask_pause(paused);
         self.report(paused);
-        let free = vacuum.as_ref().is_none_or(JoinHandle::is_finished);
-        if let Some(cadence) = self.cadence.as_ref().filter(|cadence| free && cadence.is_due(&self.pace)) {
-            let (cadence, cx, database, pace) =
-                (cadence.clone(), self.cx.clone(), self.database.clone(), self.pace.clone());
-            *vacuum = Some(tokio::spawn(async move {
-                if let Err(error) = cadence.run(&cx, &database, &pace, false).await {
-                    // The rows are what counts: without it the table only grows.
-                    tracing::warn!(%error, table = %cadence.table, "the vacuum beside a backfill failed");
-                }
-            }));
-        }
         Ok(())
+    }
+
+    fn vacuum_if_due(&self, vacuum: &mut Option<JoinHandle<()>>) {
+        let free = vacuum.as_ref().is_none_or(JoinHandle::is_finished);
+        let Some(cadence) = self.cadence.as_ref().filter(|cadence| free && cadence.is_due(&self.pace)) else { return };
+        let (cadence, cx, database, pace) =
+            (cadence.clone(), self.cx.clone(), self.database.clone(), self.pace.clone());
+        *vacuum = Some(tokio::spawn(async move {
+            if let Err(error) = cadence.run(&cx, &database, &pace).await {
+                // The rows are what counts: without it the table only grows.
+                tracing::warn!(%error, table = %cadence.table, "the vacuum beside a backfill failed");
+            }
+        }));
     }
 
     fn report(&self, paused: bool) {

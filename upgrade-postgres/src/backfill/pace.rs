@@ -36,9 +36,12 @@ pub(crate) struct Pace {
     pub(crate) written: AtomicU64,
     /// Rows written since the table was vacuumed.
     pub(crate) dead: AtomicU64,
+    /// How many of them there may be while a vacuum runs, before the walk waits for it; none if
+    /// none runs.
+    dead_at_most: AtomicU64,
     /// Attempts that had to let others pass, since this was last asked.
     pub(crate) gave_way: AtomicU32,
-    /// Batches that run now.
+    /// Batches and vacuums that run now.
     pub(crate) running: AtomicU32,
 }
 
@@ -62,6 +65,7 @@ impl Pace {
             walked: AtomicU64::new(0),
             written: AtomicU64::new(0),
             dead: AtomicU64::new(0),
+            dead_at_most: AtomicU64::new(u64::MAX),
             gave_way: AtomicU32::new(0),
             running: AtomicU32::new(0),
         }
@@ -77,6 +81,10 @@ impl Pace {
 
     pub(crate) fn observe(&self, pressure: f64) {
         self.governor().observe(pressure);
+    }
+
+    pub(crate) fn sample(&self, beyond: bool) {
+        self.governor().sample(beyond);
     }
 
     pub(crate) fn share(&self) -> f64 {
@@ -103,8 +111,25 @@ impl Pace {
         self.pause_asked.store(paused, Ordering::SeqCst);
     }
 
+    /// Begins to count dead rows anew, while a vacuum takes those before.
+    pub(crate) fn vacuum_begins(&self, dead_at_most: u64) {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        self.dead.store(0, Ordering::SeqCst);
+        self.dead_at_most.store(dead_at_most, Ordering::SeqCst);
+    }
+
+    pub(crate) fn vacuum_ended(&self) {
+        self.dead_at_most.store(u64::MAX, Ordering::SeqCst);
+        self.running.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Or the table would grow faster than its space is made free.
+    fn waits_for_vacuum(&self) -> bool {
+        self.dead.load(Ordering::SeqCst) >= self.dead_at_most.load(Ordering::SeqCst)
+    }
+
     fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst) || self.pause_asked.load(Ordering::SeqCst)
+        self.waits_for_vacuum() || self.paused.load(Ordering::SeqCst) || self.pause_asked.load(Ordering::SeqCst)
     }
 
     /// Waits until the next batch may begin; says false if none may any more.

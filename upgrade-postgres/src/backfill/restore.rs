@@ -75,7 +75,8 @@ impl Crew {
     ) -> JoinSet<Result<(), StepError>> {
         let (batches, next) = (Arc::new(batches), Arc::new(AtomicUsize::new(0)));
         let mut running = JoinSet::new();
-        for _ in 0..workers.clamp(1, batches.len().max(1)) {
+        // For a few batches, another session takes longer to open than it saves.
+        for _ in 0..workers.clamp(1, batches.len() / 8 + 1) {
             let (crew, batches, next) = (self.clone(), batches.clone(), next.clone());
             running.spawn(async move {
                 let done = crew.take_back(pass, &batches, &next).await;

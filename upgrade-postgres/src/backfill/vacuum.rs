@@ -1,8 +1,6 @@
 //! Vacuum beside the walk: the space of the rows that were replaced takes the rows to come.
 //!
-//! While the walk goes on, the indexes are left out: what makes the table grow is the space of the
-//! dead rows, and pruning alone frees it. Their line pointers, four bytes each, wait for the last
-//! vacuum, which cleans the indexes once.
+//! Each one looks at the pages that changed since the one before, and at the indexes once.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,20 +34,19 @@ impl Cadence {
     }
 
     /// Vacuums; one that somebody else is at already is left to them.
-    pub(crate) async fn run(
-        &self,
-        cx: &Context,
-        database: &Arc<Database>,
-        pace: &Pace,
-        last: bool,
-    ) -> Result<(), StepError> {
-        pace.dead.store(0, Ordering::SeqCst);
+    pub(crate) async fn run(&self, cx: &Context, database: &Arc<Database>, pace: &Pace) -> Result<(), StepError> {
+        pace.vacuum_begins(self.every);
+        let done = self.vacuum(cx, database).await;
+        pace.vacuum_ended();
+        done
+    }
+
+    async fn vacuum(&self, cx: &Context, database: &Arc<Database>) -> Result<(), StepError> {
         let mut session = database.connect(cx).await?;
         if self.gentle {
             session.execute(cx, "set vacuum_cost_delay = '2ms'".into()).await?;
         }
-        let indexes = if last { "auto" } else { "off" };
-        let sql = format!("vacuum (skip_locked, truncate off, index_cleanup {indexes}) {}", self.table);
+        let sql = format!("vacuum (skip_locked, truncate off) {}", self.table);
         let done = session.execute(cx, sql).await.doing(|| format!("vacuuming {}", self.table));
         session.close().await;
         done?;

@@ -504,12 +504,12 @@ impl Step for Backfill {
         let parts = if self.workers() == 1 { 1 } else { self.workers() * 4 };
         let estimate = (relation.rows, relation.size);
         let policy = self.database.lock_policy();
-        let walk = bookmark::begin(cx, &mut session, &ledger, &policy, &crew.work, &crew.side, estimate, parts).await?;
+        let walk = bookmark::begin(cx, &mut session, &ledger, &crew.work, &crew.side, (estimate, parts)).await?;
         let (walked, written, mut pass) = bookmark::sums(session.connection(), &crew.side).await?;
         crew.pace.walked.store(walked, Ordering::SeqCst);
         crew.pace.written.store(written, Ordering::SeqCst);
         let cadence = self.cadence(Some(&relation)).filter(|_| self.event() == Event::Update);
-        let conductor = self.conductor(&crew, cadence.clone(), walk.total, "filling");
+        let conductor = self.conductor(&crew, cadence, walk.total, "filling");
         let relation_name = plan.table.to_string();
         let writes_to = self.config.table.as_ref().map(|_| relation_name.as_str());
         let filling = async {
@@ -556,10 +556,6 @@ impl Step for Backfill {
                 })
             })
             .await?;
-        if let Some(cadence) = cadence.filter(|cadence| rows.saturating_sub(written) > cadence.every) {
-            cx.progress(rows, rows, format!("vacuuming {}", plan.table));
-            cadence.run(cx, &self.database, &crew.pace, true).await?;
-        }
         session.close().await;
         Ok(output)
     }
@@ -605,7 +601,7 @@ impl Rollback for Backfill {
         session.require_writable()?;
         let ledger = Ledger::of(&self.database, cx);
         let side = ledger.table_name("backfill");
-        let Some(plan) = undo.plan.as_ref() else { return Ok(ledger.clear(&mut session, &[side]).await?) };
+        let Some(plan) = undo.plan.as_ref() else { return ledger.clear(&mut session, &[side]).await };
         let crew = self.crew(cx, plan, &session).await;
         session.execute(cx, settings(plan)).await?;
         let begun = restore::last_pass(session.connection(), &side).await?;
