@@ -55,8 +55,10 @@ pub(crate) struct Global {
     /// The directory that keeps the journal of every run.
     #[arg(long, global = true, value_name = "DIR", default_value = ".upgrade", env = "UPGRADE_STATE_DIR")]
     pub(crate) state_dir: PathBuf,
-    /// The journal, if it is not in the state directory: `file:DIR`.
-    #[arg(long, global = true, value_name = "URL")]
+    /// The journal, if it is not in the state directory: `file:DIR` or, where the adapter is built
+    /// in, `postgres://USER@HOST:PORT/DATABASE`. A password stands in PGPASSWORD or ~/.pgpass, or in
+    /// the URL of the variable.
+    #[arg(long, global = true, value_name = "URL", env = "UPGRADE_JOURNAL", hide_env_values = true)]
     pub(crate) journal: Option<String>,
     /// How results are written to stdout.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use upgrade_core::journal::{FileJournal, Journal, RunSummary};
+use upgrade_core::journal::{Journal, RunSummary};
 
 use crate::failure::{Failure, Result};
 use crate::recorded::Recorded;
@@ -23,8 +23,8 @@ pub(crate) async fn choose(journal: &dyn Journal, wanted: Option<&str>, default:
 }
 
 /// Finds the run that a person means, the latest open one if they name none, with what its journal says.
-pub(crate) async fn open_run(session: &Session, wanted: Option<&str>) -> Result<(Arc<FileJournal>, Recorded)> {
-    let journal = session.journal_with_runs()?;
+pub(crate) async fn open_run(session: &Session, wanted: Option<&str>) -> Result<(Arc<dyn Journal>, Recorded)> {
+    let journal = session.journal_with_runs().await?;
     let chosen = choose(&*journal, wanted, Default::LatestOpen).await?;
     let recorded = Recorded::load(&*journal, &chosen.run).await?;
     Ok((journal, recorded))

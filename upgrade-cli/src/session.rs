@@ -1,13 +1,12 @@
 //! What the commands share: the journal, the kinds, the way to drive a run and to end it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use upgrade_core::executor::{Executor, ExecutorError, Interrupt, Report};
 use upgrade_core::file;
 use upgrade_core::journal::Journal;
-use upgrade_core::journal::file::FileJournal;
 use upgrade_core::pipeline::Pipeline;
 use upgrade_core::registry::Registry;
 use upgrade_core::secret::Secrets;
@@ -17,6 +16,7 @@ use crate::console::Console;
 use crate::exit::{Asked, Exit};
 use crate::failure::{Failure, Result};
 use crate::interruption::{self, Listening};
+use crate::place::Place;
 use crate::render::narrator::{Curtain, Narrator};
 use crate::render::{Title, ending};
 
@@ -78,40 +78,37 @@ impl Session {
         Self { console: Console::new(&global), global }
     }
 
-    /// Finds the directory of the journal.
-    pub(crate) fn directory(&self) -> Result<PathBuf> {
-        let Some(url) = &self.global.journal else { return Ok(self.global.state_dir.clone()) };
-        match url.split_once(':') {
-            Some(("file", path)) if !path.is_empty() => Ok(PathBuf::from(path.strip_prefix("//").unwrap_or(path))),
-            Some((scheme, _)) if scheme != "file" => {
-                Err(Failure::usage(format!("no adapter that keeps a journal at `{scheme}:` is built in"))
-                    .with_hint("this command keeps its journal in files: --journal file:DIR, or --state-dir DIR"))
-            }
-            _ => Err(Failure::usage(format!("`{url}` is not a journal")).with_hint("write it file:DIR")),
-        }
+    /// Finds where the journal is.
+    pub(crate) fn place(&self) -> Result<Place> {
+        Place::of(&self.global)
     }
 
     /// Opens the journal, making it where there is none.
-    pub(crate) fn journal(&self) -> Result<Arc<FileJournal>> {
-        let journal = FileJournal::open(self.directory()?)?;
-        let journal = match std::env::var("UPGRADE_SEAL_KEY") {
-            Ok(key) if !key.is_empty() => journal.with_key(&key)?,
-            _ => journal,
-        };
-        Ok(Arc::new(journal))
+    pub(crate) async fn journal(&self) -> Result<Arc<dyn Journal>> {
+        self.place()?.open().await
     }
 
-    /// Opens the journal if there is one: looking must not leave a directory behind.
-    pub(crate) fn existing_journal(&self) -> Result<Option<Arc<FileJournal>>> {
-        if self.directory()?.is_dir() { self.journal().map(Some) } else { Ok(None) }
+    /// Opens the journal if there is one: looking must not leave anything behind.
+    pub(crate) async fn existing_journal(&self) -> Result<Option<Arc<dyn Journal>>> {
+        self.place()?.open_existing().await
+    }
+
+    /// Opens the journal if there is one, to read it; where its server does not answer, the copy of
+    /// it that this machine has.
+    pub(crate) async fn readable_journal(&self) -> Result<Option<Arc<dyn Journal>>> {
+        self.place()?.open_readable(self.console).await
     }
 
     /// Opens the journal for a command that needs a run in it.
-    pub(crate) fn journal_with_runs(&self) -> Result<Arc<FileJournal>> {
-        self.existing_journal()?.ok_or_else(|| {
-            Failure::usage(format!("there is no journal in {}", self.global.state_dir.display()))
-                .with_hint("`upgrade run FILE` makes one; --state-dir names another place")
-        })
+    pub(crate) async fn journal_with_runs(&self) -> Result<Arc<dyn Journal>> {
+        self.existing_journal().await?.ok_or_else(|| self.no_journal())
+    }
+
+    /// Says that there is no journal yet.
+    pub(crate) fn no_journal(&self) -> Failure {
+        let place = self.place().map(|place| place.to_string()).unwrap_or_default();
+        Failure::usage(format!("there is no journal in {place}"))
+            .with_hint("`upgrade run FILE` makes one; --state-dir or --journal names another place")
     }
 
     /// Loads a pipeline file with what is laid over it.

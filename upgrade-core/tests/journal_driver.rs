@@ -217,7 +217,7 @@ async fn everything_is_readable_by_the_owner_alone() {
         }
     }
     assert_eq!(files, 4);
-    assert!(journal.home().unwrap().as_str().ends_with("/state"));
+    assert!(journal.home()[0].as_str().ends_with("/state"));
 }
 
 #[tokio::test]

@@ -16,6 +16,8 @@
 //! - [`backup`]: a database kept in a directory that proves itself;
 //! - [`migrations`]: versioned SQL scripts, and what a database knows of them;
 //! - [`identifier`]: names, quoted.
+//!
+//! And [`journal`]: the record of a run in a database, for drivers on several machines.
 
 pub mod address;
 pub mod backfill;
@@ -26,6 +28,7 @@ mod expand;
 pub mod fingerprint;
 pub mod identifier;
 mod indexes;
+pub mod journal;
 pub mod ledger;
 pub mod lint;
 pub mod locking;
@@ -38,6 +41,7 @@ pub mod target;
 use upgrade_core::registry::Registry;
 
 pub use error::PostgresError;
+pub use journal::{JournalAddress, PostgresJournal};
 pub use target::{Database, DatabaseConfig};
 
 /// Registers every kind of this crate: `postgres` and `postgres.*`.

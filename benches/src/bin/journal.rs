@@ -1,6 +1,7 @@
-//! The file journal against a bare append with fdatasync and against SQLite, in one run.
+//! The file journal against a bare append with fdatasync and against SQLite, and the journal in
+//! PostgreSQL against plain inserts, each in one run.
 //!
-//! `cargo run --release -p upgrade-benches --bin journal [DIRECTORY]`
+//! `cargo run --release -p upgrade-benches --bin journal [DIRECTORY | --postgres]`
 //!
 //! All contenders write the same lines of about 256 bytes, one at a time, each durable before the
 //! next, on the same disk. They take turns in short rounds, and the median of the rounds' ratios
@@ -12,10 +13,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use sqlx::{Connection as _, PgConnection};
 use upgrade_benches::{Outcome, append_raw, median, status_mib};
 use upgrade_core::entry::{Entry, Record};
 use upgrade_core::journal::{FileJournal, Journal, Lease, conformance};
 use upgrade_core::names::{LockName, RunId, Seq, StepId};
+use upgrade_postgres::{JournalAddress, PostgresJournal};
+use upgrade_testbed::postgres as server;
 
 const ROUNDS: usize = 101;
 const RECORDS: usize = 40;
@@ -29,6 +33,7 @@ fn main() -> Outcome<()> {
         tokio::spawn(async move {
             match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
                 ["--load", directory, run] => load(directory.as_ref(), run).await,
+                ["--postgres"] => postgres().await,
                 [] => compare(&std::env::temp_dir()).await,
                 [directory, ..] => compare(directory.as_ref()).await,
             }
@@ -76,7 +81,50 @@ async fn compare(directory: &Path) -> Outcome<()> {
     println!("  FileJournal / raw              {:6.2} ×   (target ≥ 1.0)", ratio(0));
     println!("  FileJournal / SQLite           {:6.2} ×   (target ≥ 1.2)", ratio(2));
     drop(lease);
-    long(&journal, &home.path().join("journal")).await
+    long(&journal, &home.path().join("journal")).await?;
+    postgres().await
+}
+
+/// The journal in a server of its own beside plain inserts there, each committed, into a table of
+/// the same shape: what its lease, its head and its way between threads cost.
+async fn postgres() -> Outcome<()> {
+    let Some(server) = server::own(server::Version::V15, &[]) else { return Ok(()) };
+    let database = server.database();
+    let journal = PostgresJournal::open(JournalAddress::parse(&database.url())?).await?;
+    database.execute("CREATE TABLE plain (LIKE upgrade_journal.records INCLUDING ALL)");
+    let mut connection = PgConnection::connect(&database.url()).await?;
+    let run = RunId::generate();
+    let lease = journal.acquire(&[LockName::new("bench", "journal")?], Duration::ZERO).await?;
+    journal.append(&lease, &run, 0, &[conformance::created(&run, "bench")]).await?;
+    let text = serde_json::to_string(&entry(1000)?)?;
+    let (mut at, mut times) = (1, Vec::new());
+    for round in 0..=ROUNDS {
+        let start = Instant::now();
+        for number in 0..RECORDS {
+            sqlx::query("INSERT INTO plain (run, seq, at, prev, entry, digest) VALUES ($1, $2, $3, $4, $5, $6)")
+                .bind(run.as_str())
+                .bind((round * RECORDS + number) as i64)
+                .bind("2026-01-01T00:00:00.000000Z")
+                .bind("0".repeat(64))
+                .bind(&text)
+                .bind("0".repeat(64))
+                .execute(&mut connection)
+                .await?;
+        }
+        let plain = start.elapsed();
+        let kept = append_journal(&journal, &lease, &run, &mut at).await?;
+        if round > 0 {
+            times.push([plain, kept]);
+        }
+    }
+    println!("durable records a second in PostgreSQL, one at a time ({ROUNDS} rounds of {RECORDS})");
+    for (place, name) in ["plain INSERT, committed", "PostgresJournal"].iter().enumerate() {
+        let each = median(times.iter().map(|time| time[place].as_secs_f64()).collect()) / RECORDS as f64;
+        println!("  {name:30} {:8.0} /s   {:7.1} µs each", 1.0 / each, each * 1e6);
+    }
+    let ratio = median(times.iter().map(|[plain, kept]| plain.div_duration_f64(*kept)).collect());
+    println!("  PostgresJournal / INSERT       {ratio:6.2} ×");
+    Ok(())
 }
 
 fn sample_line() -> Outcome<Vec<u8>> {
@@ -109,7 +157,7 @@ fn append_sqlite(connection: &Connection, line: &[u8]) -> Outcome<Duration> {
     Ok(start.elapsed())
 }
 
-async fn append_journal(journal: &FileJournal, lease: &Lease, run: &RunId, at: &mut Seq) -> Outcome<Duration> {
+async fn append_journal(journal: &dyn Journal, lease: &Lease, run: &RunId, at: &mut Seq) -> Outcome<Duration> {
     let entries = (0..RECORDS).map(entry).collect::<Outcome<Vec<_>>>()?;
     let start = Instant::now();
     for entry in entries {

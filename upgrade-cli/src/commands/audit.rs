@@ -50,7 +50,7 @@ impl Audit {
 
     pub(crate) fn execute(self, session: &Session) -> Result<Ending> {
         look(async {
-            let Some(journal) = session.existing_journal()? else {
+            let Some(journal) = session.readable_journal().await? else {
                 session.console.line("no runs yet")?;
                 return Ok(Ending::new("whole"));
             };
@@ -60,18 +60,14 @@ impl Audit {
                 None => journal.runs().await?,
             };
             match &self.what {
-                What::Verify(_) => verify(session.console, &journal, &runs).await,
+                What::Verify(_) => verify(session.console, &*journal, &runs).await,
                 What::Export(_) => export(&*journal, &runs).await,
             }
         })
     }
 }
 
-async fn verify(
-    console: Console,
-    journal: &upgrade_core::journal::file::FileJournal,
-    runs: &[RunSummary],
-) -> Result<Ending> {
+async fn verify(console: Console, journal: &dyn Journal, runs: &[RunSummary]) -> Result<Ending> {
     let mut damaged = 0;
     for run in runs {
         let faults = journal.verify(&run.run).await?;

@@ -4,7 +4,7 @@ use clap::Args;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde_json::json;
-use upgrade_core::journal::{Journal, RunSummary};
+use upgrade_core::journal::RunSummary;
 
 use crate::failure::Result;
 use crate::render::{elapsed, event::clock};
@@ -24,7 +24,7 @@ pub(crate) struct History {}
 impl History {
     pub(crate) fn execute(self, session: &Session) -> Result<Ending> {
         let runs = look(async {
-            match session.existing_journal()? {
+            match session.readable_journal().await? {
                 Some(journal) => Ok(journal.runs().await?),
                 None => Ok(Vec::new()),
             }

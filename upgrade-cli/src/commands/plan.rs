@@ -42,7 +42,7 @@ impl Plan {
         let pipeline = session.load(&self.pipeline)?;
         let plan = look(async {
             // Looking makes no directory: without one, there are no earlier runs to heed.
-            let journal: Arc<dyn Journal> = match session.existing_journal()? {
+            let journal: Arc<dyn Journal> = match session.existing_journal().await? {
                 Some(journal) => journal,
                 None => Arc::new(MemoryJournal::new()),
             };

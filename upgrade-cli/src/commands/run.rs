@@ -46,7 +46,7 @@ impl Run {
             ..RunOptions::default()
         };
         drive(async {
-            let journal = session.journal()?;
+            let journal = session.journal().await?;
             let driver = session.driver(journal.clone(), base_dir(&self.pipeline.file))?;
             let report = driver.executor.run(&pipeline, &options, &driver.interrupt).await;
             let report = driver.finish(report)?;

@@ -1,10 +1,7 @@
 //! `upgrade status`: shows where a run stands.
 
-use std::sync::Arc;
-
 use clap::Args;
 use serde_json::json;
-use upgrade_core::journal::Journal;
 
 use crate::arguments::Selector;
 use crate::exit::Asked;
@@ -38,7 +35,7 @@ pub(crate) struct Status {
 impl Status {
     pub(crate) fn execute(self, session: &Session) -> Result<Ending> {
         look(async {
-            let journal: Arc<dyn Journal> = session.journal_with_runs()?;
+            let journal = session.readable_journal().await?.ok_or_else(|| session.no_journal())?;
             let chosen = choose(&*journal, self.selector.run.as_deref(), Default::Latest).await?;
             let recorded = Recorded::load(&*journal, &chosen.run).await?;
             if self.watch {

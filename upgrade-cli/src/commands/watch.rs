@@ -10,7 +10,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use upgrade_core::entry::Demand;
 use upgrade_core::executor::{Answer, Executor, ExecutorError, Interrupt, Report, RunOptions};
-use upgrade_core::journal::file::FileJournal;
 use upgrade_core::journal::{Journal, JournalError, RunSummary};
 use upgrade_core::names::RunId;
 use upgrade_core::secret::Secrets;
@@ -102,7 +101,7 @@ impl Watch {
     }
 
     async fn watch(self, session: &Session) -> Result<Ending> {
-        let journal = session.journal()?;
+        let journal = session.journal().await?;
         let (mut ctrl_c, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let mut watched =
             Watched { console: session.console, drivers: JoinSet::new(), runs: BTreeMap::new(), worst: Exit::Done };
@@ -139,7 +138,7 @@ struct Watched {
 }
 
 impl Watched {
-    fn take(&mut self, journal: &Arc<FileJournal>, summary: RunSummary, action: Action) {
+    fn take(&mut self, journal: &Arc<dyn Journal>, summary: RunSummary, action: Action) {
         match self.runs.get(&summary.run) {
             Some(None) => return,
             Some(Some(next)) if Instant::now() < *next => return,
@@ -184,7 +183,7 @@ impl Watched {
 
 /// Drives one run to its end; `None` where somebody else does.
 async fn see_through(
-    journal: Arc<FileJournal>,
+    journal: Arc<dyn Journal>,
     summary: &RunSummary,
     action: Action,
     console: Console,
@@ -228,7 +227,8 @@ async fn see_through(
 fn unit(session: &Session) -> Result<String> {
     let command = std::env::current_exe()
         .map_err(|error| Failure::internal("cannot tell where this program is").with_cause(&error))?;
-    let state = std::path::absolute(session.directory()?)?;
+    let place = session.place()?.arguments()?;
+    let place: Vec<String> = place.iter().map(|word| quoted(word)).collect();
     Ok(format!(
         "[Unit]\n\
          Description=Sees upgrades through: probations, commits, rollbacks, what a crash cut off\n\
@@ -237,14 +237,16 @@ fn unit(session: &Session) -> Result<String> {
          Wants=network-online.target\n\
          \n\
          [Service]\n\
-         ExecStart={command} --state-dir {state} watch\n\
+         {environment}ExecStart={command} {place} watch\n\
          Restart=always\n\
          RestartSec=5\n\
          \n\
          [Install]\n\
          WantedBy=multi-user.target\n",
         command = quoted(&command.display().to_string()),
-        state = quoted(&state.display().to_string()),
+        place = place.join(" "),
+        // What may not stand in a unit, which anybody can read: PGPASSWORD, UPGRADE_SEAL_KEY.
+        environment = if session.place()?.is_remote() { "EnvironmentFile=-/etc/upgrade/environment\n" } else { "" },
     ))
 }
 

@@ -5,6 +5,8 @@ mod documents;
 mod drivers;
 mod exits;
 mod output;
+#[cfg(feature = "postgres")]
+mod remote;
 mod selection;
 mod supervisor;
 mod world;

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 /// Holds a system: two files, one of which is there before.
 pub(crate) struct World {
     directory: TempDir,
+    environment: Vec<(String, String)>,
 }
 
 /// What a run of the command left.
@@ -43,9 +44,16 @@ impl Ran {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let world = Self { directory: tempfile::tempdir().unwrap() };
+        let world = Self { directory: tempfile::tempdir().unwrap(), environment: Vec::new() };
         world.write("kept.txt", "old\n");
         world
+    }
+
+    /// Has every command called with these variables.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn with(mut self, environment: &[(&str, &str)]) -> Self {
+        self.environment.extend(environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -91,9 +99,10 @@ impl World {
     fn process(&self, arguments: &[&str]) -> Process {
         let mut process = Process::new(env!("CARGO_BIN_EXE_upgrade"));
         process.args(arguments).current_dir(self.directory.path()).stdin(Stdio::null());
-        for name in ["UPGRADE_STATE_DIR", "UPGRADE_SEAL_KEY", "NO_COLOR"] {
+        for name in ["UPGRADE_STATE_DIR", "UPGRADE_JOURNAL", "UPGRADE_SEAL_KEY", "NO_COLOR"] {
             process.env_remove(name);
         }
+        process.envs(self.environment.iter().map(|(name, value)| (name, value)));
         process
     }
 

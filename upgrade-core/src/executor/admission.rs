@@ -268,12 +268,13 @@ impl Executor {
 
     /// Refuses a pipeline that changes what the journal lives in.
     fn refuse_own_home<'a>(&self, mut targets: impl Iterator<Item = &'a LockName>) -> Result<(), ExecutorError> {
-        let Some(home) = self.journal.home() else { return Ok(()) };
-        match targets.find(|target| target.overlaps(&home)) {
+        let homes = self.journal.home();
+        let changed = targets.find_map(|target| Some((target, homes.iter().find(|home| target.overlaps(home))?)));
+        match changed {
             None => Ok(()),
-            Some(target) => Err(refused(
+            Some((target, home)) => Err(refused(
                 format!("the journal lives in {home}, which this pipeline changes ({target})"),
-                "keep the journal elsewhere: --state-dir DIR, outside of everything that is upgraded",
+                "keep the journal elsewhere, outside of everything that is upgraded: --state-dir DIR or --journal URL",
             )),
         }
     }

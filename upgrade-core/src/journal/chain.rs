@@ -67,6 +67,14 @@ pub fn verify(record: &Record, seq: Seq, prev: &str) -> Result<(), String> {
     check_digest(&digest_of_body(&body), &record.digest)
 }
 
+/// Reads a record from its line (without the line's end) and checks its digest over the bytes.
+///
+/// # Errors
+/// It is not a record, or not as it was written.
+pub fn read(line: &[u8]) -> Result<Record, String> {
+    Line::read(line)?.record()
+}
+
 /// Holds the parts of a line as they stand in it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Line<'a> {

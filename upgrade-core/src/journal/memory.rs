@@ -12,7 +12,6 @@ use super::{Hold, Journal, JournalError, Lease, RunSummary};
 use crate::entry::{Entry, Record, Request};
 use crate::names::{Actor, LockName, RunId, Seq};
 use crate::sealed::{MemorySealed, SealedStorage};
-use crate::transition::RunState;
 
 const POLL: Duration = Duration::from_millis(10);
 
@@ -122,7 +121,7 @@ impl Journal for MemoryJournal {
     }
 
     async fn runs(&self) -> Result<Vec<RunSummary>, JournalError> {
-        let mut runs: Vec<_> = self.kept().runs.iter().map(|(run, records)| summarize(run, records)).collect();
+        let mut runs: Vec<_> = self.kept().runs.iter().map(|(run, records)| RunSummary::of(run, records)).collect();
         runs.sort_by(|a, b| (a.created, &a.run).cmp(&(b.created, &b.run)));
         Ok(runs)
     }
@@ -151,8 +150,8 @@ impl Journal for MemoryJournal {
         Ok(self.kept().sealed.entry(run.clone()).or_default().clone())
     }
 
-    fn home(&self) -> Option<LockName> {
-        None
+    fn home(&self) -> Vec<LockName> {
+        Vec::new()
     }
 }
 
@@ -186,37 +185,5 @@ impl Hold for MemoryHold {
 
     fn as_any(&self) -> &dyn std::any::Any {
         self
-    }
-}
-
-/// Describes a run whose records are at hand.
-fn summarize(run: &RunId, records: &[Record]) -> RunSummary {
-    let header = records.first().and_then(|record| match &record.entry {
-        Entry::RunCreated(header) => Some(header),
-        _ => None,
-    });
-    let mut definition = header.map(|header| &header.definition);
-    let mut state = RunState::Checking;
-    for record in records {
-        match &record.entry {
-            Entry::RunEntered { state: entered, .. } => state = *entered,
-            Entry::DefinitionAdopted { definition: adopted, .. } => definition = Some(adopted),
-            _ => {}
-        }
-    }
-    RunSummary {
-        run: run.clone(),
-        pipeline: header.map(|header| header.pipeline.clone()),
-        environment: header.and_then(|header| header.environment.clone()),
-        from: header.and_then(|header| header.from.clone()),
-        to: header.and_then(|header| header.to.clone()),
-        locks: header.map(|header| header.locks.clone()).unwrap_or_default(),
-        fingerprint: definition.map(|definition| definition.fingerprint.clone()).unwrap_or_default(),
-        base_fingerprint: definition.map(|definition| definition.base_fingerprint.clone()).unwrap_or_default(),
-        state: header.map(|_| state),
-        created: records.first().map(|record| record.at),
-        updated: records.last().map(|record| record.at),
-        entries: records.len() as Seq,
-        damage: header.is_none().then(|| "the first entry is not that of a run's creation".into()),
     }
 }

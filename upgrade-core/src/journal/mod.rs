@@ -2,19 +2,22 @@
 //!
 //! A journal is what makes the promise of a transaction survive a crash: whatever is not in it
 //! was not done, and whatever is in it is durable. Two come with this crate: [`FileJournal`] in a
-//! directory, and [`MemoryJournal`] for tests and for runs that need not survive their process.
+//! directory, and [`MemoryJournal`] for tests and for runs that need not survive their process;
+//! `upgrade-postgres` keeps one in a PostgreSQL database.
 //! A journal of one's own passes the suite in `conformance` (feature `testkit`).
 //!
 //! Each record carries its own digest and that of the record before, see [`chain`]: the journal
 //! is also the audit log.
 
 pub mod chain;
+#[cfg(feature = "encryption")]
+pub mod cipher;
 #[cfg(feature = "testkit")]
 pub mod conformance;
 pub mod file;
 pub mod memory;
 
-pub use self::file::{Fault, FileJournal};
+pub use self::file::FileJournal;
 pub use self::memory::MemoryJournal;
 
 use std::path::PathBuf;
@@ -26,7 +29,7 @@ use jiff::Timestamp;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{Entry, Header, Record, Request};
+use crate::entry::{Definition, Entry, Header, Record, Request};
 use crate::names::{LockName, PipelineName, RunId, Seq};
 use crate::sealed::SealedStorage;
 use crate::transition::RunState;
@@ -93,8 +96,28 @@ pub trait Journal: Send + Sync + 'static {
     /// Opens the storage for found contents of a run, kept beside the journal.
     async fn sealed(&self, run: &RunId) -> Result<Arc<dyn SealedStorage>, JournalError>;
 
+    /// Lists every record of a run that is not as it was written; empty for one that is whole.
+    async fn verify(&self, run: &RunId) -> Result<Vec<Fault>, JournalError> {
+        match self.load(run).await {
+            Ok(_) => Ok(Vec::new()),
+            Err(JournalError::Damaged { line, reason, .. }) => Ok(vec![Fault { line, reason, harmless: false }]),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Names what the journal lives in, so that a pipeline that changes it can be refused.
-    fn home(&self) -> Option<LockName>;
+    fn home(&self) -> Vec<LockName>;
+}
+
+/// Describes a record of a journal that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// The line, from one.
+    pub line: u64,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Whether the journal mends it by itself: a torn write, one of the two slots of the head.
+    pub harmless: bool,
 }
 
 /// Holds the exclusive right to drive what some lock names stand for; dropped, it is released.
@@ -181,6 +204,60 @@ pub struct RunSummary {
     pub damage: Option<String>,
 }
 
+impl RunSummary {
+    /// Describes a run by its records.
+    pub fn of(run: &RunId, records: &[Record]) -> Self {
+        let mut summary = Self {
+            run: run.clone(),
+            pipeline: None,
+            environment: None,
+            from: None,
+            to: None,
+            locks: Vec::new(),
+            fingerprint: String::new(),
+            base_fingerprint: String::new(),
+            state: None,
+            created: None,
+            updated: None,
+            entries: 0,
+            damage: None,
+        };
+        summary.follow(records);
+        if summary.state.is_none() {
+            summary.damage = Some("the first entry is not that of a run's creation".into());
+        }
+        summary
+    }
+
+    /// Takes further records into the description.
+    pub fn follow(&mut self, records: &[Record]) {
+        for record in records {
+            match &record.entry {
+                Entry::RunCreated(header) if self.entries == 0 => {
+                    self.pipeline = Some(header.pipeline.clone());
+                    self.environment.clone_from(&header.environment);
+                    self.from.clone_from(&header.from);
+                    self.to.clone_from(&header.to);
+                    self.locks.clone_from(&header.locks);
+                    self.bind(&header.definition);
+                    self.state = Some(RunState::Checking);
+                }
+                Entry::RunEntered { state, .. } if self.state.is_some() => self.state = Some(*state),
+                Entry::DefinitionAdopted { definition, .. } if self.state.is_some() => self.bind(definition),
+                _ => {}
+            }
+            self.created = self.created.or(Some(record.at));
+            self.updated = Some(record.at);
+            self.entries += 1;
+        }
+    }
+
+    fn bind(&mut self, definition: &Definition) {
+        self.fingerprint.clone_from(&definition.fingerprint);
+        self.base_fingerprint.clone_from(&definition.base_fingerprint);
+    }
+}
+
 /// Says why a journal did not do what it was asked. The run halts and can be resumed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -245,6 +322,14 @@ pub enum JournalError {
     /// An earlier append failed: nothing more is written on this lease.
     #[error("an earlier write to the journal failed; nothing more is written")]
     Poisoned,
+    /// The journal cannot be kept there as it is.
+    #[error("the journal cannot be kept there: {reason}")]
+    Unusable {
+        /// What stands in the way.
+        reason: String,
+        /// The line that tells what to do.
+        hint: String,
+    },
     /// The server of the journal failed.
     #[error("the journal's server failed: {message}")]
     Server {
@@ -278,6 +363,7 @@ impl JournalError {
             }
             Self::Storage { .. } => "look at the disk of the state directory, then `upgrade resume`".into(),
             Self::Poisoned => "mend what made the first write fail, then `upgrade resume`".into(),
+            Self::Unusable { hint, .. } => hint.clone(),
             Self::Server { .. } => "bring the server back, then `upgrade resume`".into(),
         }
     }

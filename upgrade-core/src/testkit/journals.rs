@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use crate::entry::{Entry, Header, Record, Request};
-use crate::journal::{Journal, JournalError, Lease, RunSummary};
+use crate::journal::{Fault, Journal, JournalError, Lease, RunSummary};
 use crate::names::{LockName, RunId, Seq};
 use crate::sealed::SealedStorage;
 
@@ -72,7 +72,11 @@ impl<J: AppendThrough> Journal for J {
         self.inner().sealed(run).await
     }
 
-    fn home(&self) -> Option<LockName> {
+    async fn verify(&self, run: &RunId) -> Result<Vec<Fault>, JournalError> {
+        self.inner().verify(run).await
+    }
+
+    fn home(&self) -> Vec<LockName> {
         self.inner().home()
     }
 }

@@ -15,6 +15,7 @@ mod health;
 mod index;
 mod integrity;
 mod interruption;
+mod journal;
 mod ledger;
 mod lint;
 mod locking;

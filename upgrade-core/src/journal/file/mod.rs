@@ -10,8 +10,6 @@
 //! Directories are made 0700 and files 0600. Readers take no lock: they may see an append that is
 //! being written and leave it out. Only the driver of a run cuts its file.
 
-#[cfg(feature = "encryption")]
-mod cipher;
 mod lease;
 mod medium;
 mod read;
@@ -32,7 +30,6 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::runtime::RuntimeFlavor;
 
 use self::lease::Locks;
@@ -40,7 +37,7 @@ use self::requests::make_directory;
 use self::run::RunFile;
 use self::sealed::{FileSealed, Seal};
 use super::chain::chain;
-use super::{Hold, Journal, JournalError, Lease, RunSummary};
+use super::{Fault, Hold, Journal, JournalError, Lease, RunSummary};
 use crate::entry::{Entry, Header, Record, Request};
 use crate::names::{LockName, RunId, Seq};
 use crate::sealed::SealedStorage;
@@ -83,17 +80,6 @@ impl std::fmt::Debug for FileJournal {
     }
 }
 
-/// Describes a line of a journal that is not as it was written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fault {
-    /// The line, from one.
-    pub line: u64,
-    /// What is wrong with it.
-    pub reason: String,
-    /// Whether the journal mends it by itself: a torn write, one of the two slots of the head.
-    pub harmless: bool,
-}
-
 impl FileJournal {
     /// Opens the journal in a directory, which is made if it is not there.
     ///
@@ -116,18 +102,9 @@ impl FileJournal {
     /// The key is not 64 hexadecimal digits.
     #[cfg(feature = "encryption")]
     pub fn with_key(mut self, key: &str) -> Result<Self, JournalError> {
-        let cipher = cipher::Cipher::from_hex(key).map_err(storage("use the key of", &self.directory))?;
+        let cipher = super::cipher::Cipher::from_hex(key).map_err(storage("use the key of", &self.directory))?;
         self.seal = Seal::Key(Arc::new(cipher));
         Ok(self)
-    }
-
-    /// Lists every line of a run that is not as it was written; empty for one that is whole.
-    ///
-    /// # Errors
-    /// There is no such run, or its file cannot be read.
-    pub async fn verify(&self, run: &RunId) -> Result<Vec<Fault>, JournalError> {
-        let (path, run) = (self.run_path(run), run.clone());
-        off_thread(move || read::verify(&path, &run)).await?
     }
 
     fn run_path(&self, run: &RunId) -> PathBuf {
@@ -256,8 +233,13 @@ impl Journal for FileJournal {
         Ok(Arc::new(FileSealed { directory, seal: self.seal.clone() }))
     }
 
-    fn home(&self) -> Option<LockName> {
-        LockName::path(&self.directory).ok()
+    async fn verify(&self, run: &RunId) -> Result<Vec<Fault>, JournalError> {
+        let (path, run) = (self.run_path(run), run.clone());
+        off_thread(move || read::verify(&path, &run)).await?
+    }
+
+    fn home(&self) -> Vec<LockName> {
+        LockName::path(&self.directory).into_iter().collect()
     }
 }
 

@@ -5,11 +5,11 @@ use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 use super::scan::{damaged, scan, settled};
+use super::storage;
 use super::summary::check_header;
-use super::{Fault, storage};
 use crate::entry::{Entry, Record};
-use crate::journal::JournalError;
 use crate::journal::chain::Line;
+use crate::journal::{Fault, JournalError};
 use crate::names::RunId;
 
 fn open(path: &Path, run: &RunId) -> Result<File, JournalError> {

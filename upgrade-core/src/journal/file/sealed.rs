@@ -19,7 +19,7 @@ pub(super) enum Seal {
     Plain,
     /// Contents are encrypted.
     #[cfg(feature = "encryption")]
-    Key(std::sync::Arc<super::cipher::Cipher>),
+    Key(std::sync::Arc<crate::journal::cipher::Cipher>),
 }
 
 pub(super) struct FileSealed {

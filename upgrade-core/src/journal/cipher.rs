@@ -10,8 +10,8 @@ use chacha20poly1305::{ChaCha20Poly1305, KeyInit, Nonce};
 const MAGIC: &[u8] = b"upgrade-sealed-1\n";
 const NONCE: usize = 12;
 
-/// Encrypts with ChaCha20-Poly1305, a random nonce a file.
-pub(super) struct Cipher {
+/// Encrypts with ChaCha20-Poly1305, with a random nonce each time.
+pub struct Cipher {
     cipher: ChaCha20Poly1305,
 }
 
@@ -23,7 +23,10 @@ impl fmt::Debug for Cipher {
 
 impl Cipher {
     /// Makes a cipher from a key of 32 bytes in hexadecimal.
-    pub(super) fn from_hex(key: &str) -> Result<Self, io::Error> {
+    ///
+    /// # Errors
+    /// The key is not 64 hexadecimal digits.
+    pub fn from_hex(key: &str) -> Result<Self, io::Error> {
         // The message never holds the key.
         let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "the key is not 64 hexadecimal digits");
         let key = key.trim();
@@ -37,8 +40,11 @@ impl Cipher {
         Ok(Self { cipher: ChaCha20Poly1305::new(&bytes.into()) })
     }
 
-    /// Encrypts contents under their digest, so that no file can stand in for another.
-    pub(super) fn seal(&self, digest: &str, contents: &[u8]) -> Result<Vec<u8>, io::Error> {
+    /// Encrypts contents under their digest, so that none can stand in for another.
+    ///
+    /// # Errors
+    /// The system has no random numbers to give.
+    pub fn seal(&self, digest: &str, contents: &[u8]) -> Result<Vec<u8>, io::Error> {
         let nonce = Nonce::try_generate().map_err(io::Error::other)?;
         let sealed = self
             .cipher
@@ -48,14 +54,17 @@ impl Cipher {
     }
 
     /// Decrypts what `seal` made.
-    pub(super) fn open(&self, digest: &str, sealed: &[u8]) -> Result<Vec<u8>, io::Error> {
+    ///
+    /// # Errors
+    /// The key is another one, or the contents were changed.
+    pub fn open(&self, digest: &str, sealed: &[u8]) -> Result<Vec<u8>, io::Error> {
         let (nonce, sealed) = sealed
             .strip_prefix(MAGIC)
             .and_then(|rest| rest.split_at_checked(NONCE))
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file is not one of sealed contents"))?;
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "they are not sealed contents"))?;
         let nonce = Nonce::try_from(nonce).map_err(|_| io::Error::other("the nonce has another length"))?;
         self.cipher
             .decrypt(&nonce, Payload { msg: sealed, aad: digest.as_bytes() })
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "another key, or the file was changed"))
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "another key, or the contents were changed"))
     }
 }
