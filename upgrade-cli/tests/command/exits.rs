@@ -34,7 +34,9 @@ fn two_for_wrong_usage_and_for_an_invalid_pipeline() {
         }
     }
     world.pipeline("now");
-    world.upgrade(&["run", "upgrade.yaml", "--journal", "postgres://db"]).exits(2).says("postgres");
+    world.upgrade(&["run", "upgrade.yaml", "--journal", "mysql://db"]).exits(2).says("mysql");
+    #[cfg(not(feature = "postgres"))]
+    world.upgrade(&["run", "upgrade.yaml", "--journal", "postgres://db"]).exits(2).says("--features postgres");
     world.upgrade(&["run", "upgrade.yaml", "--var", "nothing"]).exits(2).says("NAME=VALUE");
     assert!(!world.path(".upgrade").exists());
 }
