@@ -240,11 +240,12 @@ impl Session {
         loop {
             // A pooler may add where its client is. Of another user's session of that name, which
             // this one may not end, the error tells.
-            let left: Vec<i32> = sqlx::query_scalar(
-                "select pid from pg_catalog.pg_stat_activity \
-                 where pg_catalog.starts_with(application_name, $1) and pid <> pg_catalog.pg_backend_pid() \
-                 and case when pg_catalog.pg_has_role(usesysid, 'USAGE') \
-                          then pg_catalog.pg_terminate_backend(pid) or true else true end",
+            // Told in the list of columns: of a condition, the planner leaves out what cannot change it.
+            let left: Vec<(i32, Option<bool>)> = sqlx::query_as(
+                "select pid, case when pg_catalog.pg_has_role(usesysid, 'USAGE') \
+                             then pg_catalog.pg_terminate_backend(pid) end \
+                 from pg_catalog.pg_stat_activity \
+                 where pg_catalog.starts_with(application_name, $1) and pid <> pg_catalog.pg_backend_pid()",
             )
             .bind(application)
             .fetch_all(&mut self.connection)
@@ -254,7 +255,9 @@ impl Session {
                 return Ok(());
             }
             if began.elapsed() > ENDING {
-                return Err(StepError::transient(format!("sessions of an interrupted call do not end: {left:?}"))
+                let pids: Vec<_> = left.iter().map(|(pid, _)| pid.to_string()).collect();
+                let pids = pids.join(", ");
+                return Err(StepError::transient(format!("sessions of an interrupted call do not end: {pids}"))
                     .with_hint(
                         "end them with `select pg_terminate_backend(PID)` as a superuser, then `upgrade resume`",
                     ));

@@ -241,6 +241,12 @@ impl Database {
         };
         let doing = || format!("connecting to database {name} at {host}:{port}");
         match opened {
+            // A server that is killed in the middle of a greeting says half of it.
+            Ok(Err(PostgresError::Sql { source: source @ sqlx::Error::Protocol(_), .. })) => {
+                Err(StepError::transient(format!("{} failed", doing()))
+                    .with_cause(&source)
+                    .with_hint("the server may be starting or stopping, or something else listens there"))
+            }
             Ok(opened) => Ok(opened.doing(doing)?),
             Err(_) => Err(StepError::transient(format!("{} took longer than {}", doing(), Span(patience)))
                 .with_hint("check host, port and firewalls between here and the server; `connect_timeout` on the target gives it longer")),

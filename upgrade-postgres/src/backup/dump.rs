@@ -86,7 +86,7 @@ impl Dump<'_> {
         }
         let compressed = followed?;
         let context = cx.clone();
-        let files = blocking(move || Ok(entries(&directory, compressed, &context)?)).await?;
+        let files = blocking(move || Ok(entries(&directory, &compressed, &context)?)).await?;
         let compression = if native { Compression::PgDump } else { Compression::Upgrade };
         let layout = if self.tool.elsewhere { Layout::Custom } else { Layout::Directory };
         Ok((Archive { layout, compression, pg_dump: Some(self.tool.version.clone()), copy: None }, files))
@@ -139,13 +139,13 @@ pub(crate) fn quoted(value: &str) -> String {
 }
 
 /// Describes every file of the dump, those that were compressed here with what was learnt then.
-fn entries(directory: &Path, compressed: Vec<FileEntry>, cx: &Context) -> Result<Vec<FileEntry>, ManifestError> {
+fn entries(directory: &Path, compressed: &[FileEntry], cx: &Context) -> Result<Vec<FileEntry>, ManifestError> {
     let io = |source| ManifestError::Io { path: directory.to_owned(), source };
-    let mut compressed: BTreeMap<_, _> = compressed.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
+    let mut compressed: BTreeMap<_, _> = compressed.iter().map(|entry| (&entry.path, entry)).collect();
     let mut entries = Vec::new();
     for path in storage::files_below(directory).map_err(io)? {
         let mut entry = match compressed.remove(&path) {
-            Some(entry) => entry,
+            Some(entry) => entry.clone(),
             None => {
                 let (bytes, sha256) = digest_of(&directory.join(&path), cx)?;
                 FileEntry { path, bytes, plain_bytes: None, sha256 }

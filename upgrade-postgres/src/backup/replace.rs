@@ -208,7 +208,8 @@ impl Replacement {
         match present.kept {
             Some((kept, by)) => {
                 let ours = kept == found.oid && by.is_some() && present.target == by;
-                if !ours && !(overwrite && kept == found.oid) {
+                let old_one = overwrite && kept == found.oid;
+                if !ours && !old_one {
                     return Err(names.conflict(found.oid, &present));
                 }
                 swap::drop_database(&mut session, &names.filling).await?;

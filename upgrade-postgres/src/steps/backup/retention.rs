@@ -42,7 +42,7 @@ pub(super) fn beyond(
             others.push((manifest.taken, path, manifest.archive.copy));
         }
     }
-    others.sort_by(|one, other| other.0.cmp(&one.0));
+    others.sort_by_key(|other| std::cmp::Reverse(other.0));
     // Its own backup is one of those that are kept.
     let beyond = keep.map_or(0, |keep| keep.saturating_sub(1));
     let old = |taken: Timestamp| keep_for.is_none_or(|span| now.duration_since(taken).unsigned_abs() > span.0);

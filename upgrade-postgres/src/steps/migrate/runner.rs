@@ -124,7 +124,9 @@ impl Runner {
         match ended.code {
             Some(0) => Ok(ended.stdout),
             // Alembic says what it misses where others print their results.
-            _ if ended.stderr.trim().is_empty() => Err(program.failed(&ended).with_detail(cx.mask(ended.stdout.trim()))),
+            _ if ended.stderr.trim().is_empty() => {
+                Err(program.failed(&ended).with_detail(cx.mask(ended.stdout.trim())))
+            }
             _ => Err(program.failed(&ended)),
         }
     }

@@ -8,12 +8,12 @@ mod restarts;
 use upgrade_postgres::{JournalAddress, PostgresJournal};
 
 /// A key for found contents.
-pub const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+pub(crate) const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
-pub fn address(url: &str) -> JournalAddress {
+pub(crate) fn address(url: &str) -> JournalAddress {
     JournalAddress::parse(url).unwrap()
 }
 
-pub async fn open(url: &str) -> PostgresJournal {
+pub(crate) async fn open(url: &str) -> PostgresJournal {
     PostgresJournal::open(address(url)).await.unwrap().with_key(KEY).unwrap()
 }

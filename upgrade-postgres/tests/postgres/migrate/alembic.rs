@@ -114,7 +114,8 @@ async fn what_a_crash_left_running_is_ended() {
     }
     assert_eq!(database.text(sleeping), "1");
     if let Err(error) = step.settle(&test.back(), &undo).await {
-        let left = "select (pid, application_name, state, wait_event, backend_start, query)::text from pg_stat_activity";
+        let left =
+            "select (pid, application_name, state, wait_event, backend_start, query)::text from pg_stat_activity";
         panic!("{} {}", said(&error), database.text(left));
     }
     assert_eq!(database.text(sleeping), "0");
