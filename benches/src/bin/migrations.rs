@@ -41,15 +41,15 @@ fn main() -> Outcome<()> {
 
 async fn compare(directory: &Path, server: &Server) -> Outcome<()> {
     let home = tempfile::tempdir_in(directory)?;
-    let dir = home.path().join("migrations");
-    std::fs::create_dir(&dir)?;
+    let directory = home.path().join("migrations");
+    std::fs::create_dir(&directory)?;
     let mut script = String::new();
     for n in 1..=MIGRATIONS {
         let up = format!(
             "create table t{n} (id bigint primary key, name text not null);\ninsert into t{n} values ({n}, 'x');\n"
         );
-        std::fs::write(dir.join(format!("{n}_t{n}.up.sql")), &up)?;
-        std::fs::write(dir.join(format!("{n}_t{n}.down.sql")), format!("drop table t{n};\n"))?;
+        std::fs::write(directory.join(format!("{n}_t{n}.up.sql")), &up)?;
+        std::fs::write(directory.join(format!("{n}_t{n}.down.sql")), format!("drop table t{n};\n"))?;
         write!(script, "begin;\n{up}commit;\n")?;
     }
     let script_path = home.path().join("all.sql");
@@ -61,14 +61,14 @@ async fn compare(directory: &Path, server: &Server) -> Outcome<()> {
     for round in 0..=ROUNDS {
         let (one, two, three) = (server.database(), server.database(), server.database());
         let psql = psql(server, &one.url(), &script_path)?;
-        let sqlx = sqlx_migrates(&two.url(), &dir).await?;
+        let sqlx = sqlx_migrates(&two.url(), &directory).await?;
         let executor = Executor::new(Arc::new(FileJournal::open(home.path().join(format!("journal{round}")))?));
         let url = home.path().join(format!("url{round}"));
         std::fs::write(&url, three.url())?;
-        let ours = run(&executor, &url, &dir).await?;
-        let idle_sqlx = sqlx_migrates(&two.url(), &dir).await?;
-        let idle_run = run(&executor, &url, &dir).await?;
-        let idle_step = no_op(&url, &dir).await?;
+        let ours = run(&executor, &url, &directory).await?;
+        let idle_sqlx = sqlx_migrates(&two.url(), &directory).await?;
+        let idle_run = run(&executor, &url, &directory).await?;
+        let idle_step = no_op(&url, &directory).await?;
         // The first round warms up.
         if round > 0 {
             fresh.push([psql, sqlx, ours].map(|time| time.as_secs_f64()));
@@ -100,25 +100,25 @@ fn psql(server: &Server, url: &str, script: &Path) -> Outcome<Duration> {
     if status.success() { Ok(began.elapsed()) } else { Err("psql failed".into()) }
 }
 
-async fn sqlx_migrates(url: &str, dir: &Path) -> Outcome<Duration> {
+async fn sqlx_migrates(url: &str, directory: &Path) -> Outcome<Duration> {
     let began = Instant::now();
-    let migrator = Migrator::new(dir).await?;
+    let migrator = Migrator::new(directory).await?;
     let mut connection = PgConnection::connect(url).await?;
     migrator.run_direct(None, &mut connection, false).await?;
     Ok(began.elapsed())
 }
 
-fn step(url: &Path, dir: &Path) -> Outcome<Migrate> {
+fn step(url: &Path, directory: &Path) -> Outcome<Migrate> {
     let reference = SecretRef::file(url.to_str().ok_or("the path is not UTF-8")?);
     let cx = BuildContext::new("/");
     let database = Database::from_config(DatabaseConfig::new(reference), &cx)?;
     let cx = cx.with_target("db", AnyTarget::new("postgres", database));
-    Ok(Migrate::from_config(MigrateConfig::new("db", dir), &cx)?)
+    Ok(Migrate::from_config(MigrateConfig::new("db", directory), &cx)?)
 }
 
-async fn run(executor: &Executor, url: &Path, dir: &Path) -> Outcome<Duration> {
+async fn run(executor: &Executor, url: &Path, directory: &Path) -> Outcome<Duration> {
     let began = Instant::now();
-    let pipeline = Pipeline::builder("bench").step("schema", step(url, dir)?).build()?;
+    let pipeline = Pipeline::builder("bench").step("schema", step(url, directory)?).build()?;
     let report = executor.run(&pipeline, &RunOptions::default(), &Interrupt::new()).await?;
     match report.outcome {
         Ending::Committed => Ok(began.elapsed()),
@@ -127,8 +127,8 @@ async fn run(executor: &Executor, url: &Path, dir: &Path) -> Outcome<Duration> {
 }
 
 /// Asks the step alone, of a database that has everything.
-async fn no_op(url: &Path, dir: &Path) -> Outcome<Duration> {
-    let step = step(url, dir)?;
+async fn no_op(url: &Path, directory: &Path) -> Outcome<Duration> {
+    let step = step(url, directory)?;
     let cx: Context = TestContext::new("schema").forward();
     let began = Instant::now();
     let prepared: Result<_, StepError> = step.prepare(&cx).await;

@@ -353,7 +353,7 @@ mod tests {
         for n in 1..5 {
             assert!(fs::read(out.join(format!("{n}.dat"))).unwrap() == content(n), "file {n}");
         }
-        let mut wrong = entries.clone();
+        let mut wrong = entries;
         wrong[0].plain_bytes = Some(1);
         let again = directory.path().join("again");
         fs::create_dir(&again).unwrap();

@@ -24,7 +24,7 @@ pub struct MigrationsCheckConfig {
     /// The database.
     pub target: String,
     /// The directory of the migrations.
-    pub dir: std::path::PathBuf,
+    pub directory: std::path::PathBuf,
     /// How its files are named. Default: told from the names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<Layout>,
@@ -75,7 +75,7 @@ impl MigrationsCheck {
     pub fn from_config(config: MigrationsCheckConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         let database = cx.target::<Database>(&config.target)?;
         let source = Source {
-            dir: cx.path(&config.dir),
+            directory: cx.path(&config.directory),
             layout: config.layout,
             history_table: config.history_table.clone(),
             adopt: config.adopt,

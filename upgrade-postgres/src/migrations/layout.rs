@@ -183,7 +183,7 @@ fn entries(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), StepError> {
     let failed = |error: std::io::Error| {
         wrong(format!("the directory of the migrations, {}, cannot be read", path.display()))
             .with_cause(&error)
-            .with_hint("check `dir`: relative paths start from the directory of the pipeline file")
+            .with_hint("check `directory`: relative paths start from the directory of the pipeline file")
     };
     let (mut files, mut folders) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(path).map_err(failed)? {
@@ -215,7 +215,7 @@ fn detect(path: &Path, files: &[PathBuf], folders: &[PathBuf]) -> Result<Layout,
     match found.as_slice() {
         [(layout, _)] => Ok(*layout),
         [] => Err(wrong(format!("{} holds no migrations of a known layout", path.display())).with_hint(
-            "name them as sqlx (V_name.up.sql), diesel (V_name/up.sql), golang-migrate or Flyway (V1__name.sql) do, or correct `dir`",
+            "name them as sqlx (V_name.up.sql), diesel (V_name/up.sql), golang-migrate or Flyway (V1__name.sql) do, or correct `directory`",
         )),
         [(one, first), (other, second), ..] => Err(wrong(format!(
             "{} is ambiguous: {} fits the layout of {one}, {} that of {other}",
@@ -373,7 +373,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_named() {
-        let cases: [(&[(&str, &str)], Option<Layout>, &str); 9] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], Option<Layout>, &'a str);
+        let cases: [Case<'_>; 9] = [
             (&[("1_a.sql", ""), ("V1__a.sql", "")], None, "1_a.sql fits the layout of sqlx, V1__a.sql that of flyway"),
             (&[("README.md", "")], None, "holds no migrations"),
             (&[("1_a.sql", ""), ("01_b.sql", "")], None, "version 1 is there twice: 01_b.sql and 1_a.sql"),

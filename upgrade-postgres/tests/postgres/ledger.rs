@@ -31,7 +31,7 @@ fn counting(url: &str) -> UndoableSql {
 /// Tells when the connection breaks in each round: well before the server may have the message, and
 /// at any moment up to well after.
 fn cut(round: u64) -> Cut {
-    if round % 4 == 0 { Cut::Within } else { Cut::After((round * 37) % 900) }
+    if round.is_multiple_of(4) { Cut::Within } else { Cut::After((round * 37) % 900) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,9 +52,9 @@ async fn a_connection_that_breaks_in_the_commit_leaves_an_effect_that_is_made_on
         assert!(error.message().contains("committing the statement failed"), "{error:?}");
         step.settle(&test.forward(), &undo).await.unwrap();
         if n() == 1 {
-            had_happened += 1
+            had_happened += 1;
         } else {
-            had_not += 1
+            had_not += 1;
         }
         let output = step.apply(&test.forward(), &undo).await.unwrap();
         assert_eq!((n(), output.rows), (1, 1), "round {round}");

@@ -19,7 +19,7 @@ pub struct MigrateConfig {
     pub target: String,
     /// The directory of the migrations; with `runner`, the program's working directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dir: Option<PathBuf>,
+    pub directory: Option<PathBuf>,
     /// How its files are named. Default: told from the names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<Layout>,
@@ -103,10 +103,10 @@ pub enum Preset {
 
 impl MigrateConfig {
     /// Describes the migrations of a directory for a target, everything else by default.
-    pub fn new(target: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
+    pub fn new(target: impl Into<String>, directory: impl Into<PathBuf>) -> Self {
         Self {
             target: target.into(),
-            dir: Some(dir.into()),
+            directory: Some(directory.into()),
             layout: None,
             to: None,
             history_table: None,

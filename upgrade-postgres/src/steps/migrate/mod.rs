@@ -66,9 +66,9 @@ impl Migrate {
     /// The target is not a database, or keys contradict each other.
     pub fn from_config(config: MigrateConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         let database = cx.target::<Database>(&config.target)?;
-        let Some(dir) = &config.dir else {
+        let Some(directory) = &config.directory else {
             return Err(BuildError::new("there is no directory")
-                .at("dir")
+                .at("directory")
                 .with_hint("name the directory of the migrations, or a `runner` that knows its own"));
         };
         if config.runner.is_some() {
@@ -90,7 +90,7 @@ impl Migrate {
         if config.irreversible.as_ref().is_some_and(|reason| reason.trim().is_empty()) {
             return Err(BuildError::new("there is no reason").at("irreversible"));
         }
-        let source = Source::of(&config, &cx.path(dir));
+        let source = Source::of(&config, &cx.path(directory));
         Ok(Self { config, source, database })
     }
 
@@ -219,7 +219,7 @@ impl Step for Migrate {
     type Output = MigrateOutput;
 
     async fn prepare(&self, cx: &Context) -> Result<Prepared<MigrateUndo, MigrateOutput>, StepError> {
-        if cx.is_dry_run() && !self.source.dir.exists() {
+        if cx.is_dry_run() && !self.source.directory.exists() {
             return Ok(self.known_later());
         }
         let survey = self.survey(cx).await?;
@@ -308,8 +308,8 @@ impl Rollback for Migrate {
 impl Migrate {
     /// Answers a plan where an earlier step is still to bring the directory.
     fn known_later(&self) -> Prepared<MigrateUndo, MigrateOutput> {
-        let dir: &PathBuf = &self.source.dir;
-        let change = Change::new(Effect::Run, format!("the migrations in {}", dir.display()))
+        let directory: &PathBuf = &self.source.directory;
+        let change = Change::new(Effect::Run, format!("the migrations in {}", directory.display()))
             .with_summary("the directory is not there now; it is read before the step");
         let history = crate::migrations::History {
             kind: crate::migrations::HistoryTable::Own,

@@ -89,7 +89,7 @@ impl Runner {
                 .at("to")
                 .with_hint("write `{to}` in `runner.up` where the tool takes it"));
         }
-        let directory = cx.path(config.dir.clone().unwrap_or_default());
+        let directory = cx.path(config.directory.clone().unwrap_or_default());
         Ok(Self { config, runner, directory, database })
     }
 

@@ -22,7 +22,7 @@ use crate::migrations::{
 /// Says where migrations are and on what terms they are compared.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
-    pub(crate) dir: PathBuf,
+    pub(crate) directory: PathBuf,
     pub(crate) layout: Option<Layout>,
     pub(crate) history_table: Option<TableName>,
     pub(crate) adopt: Option<Tool>,
@@ -47,9 +47,9 @@ pub(super) struct Todo {
 }
 
 impl Source {
-    pub(super) fn of(config: &MigrateConfig, dir: &Path) -> Self {
+    pub(super) fn of(config: &MigrateConfig, directory: &Path) -> Self {
         Self {
-            dir: dir.to_owned(),
+            directory: directory.to_owned(),
             layout: config.layout,
             history_table: config.history_table.clone(),
             adopt: config.adopt,
@@ -59,8 +59,8 @@ impl Source {
 
     /// Reads the directory.
     pub(crate) async fn directory(&self) -> Result<Directory, StepError> {
-        let (dir, layout) = (self.dir.clone(), self.layout);
-        blocking(move || Directory::read(&dir, layout)).await
+        let (directory, layout) = (self.directory.clone(), self.layout);
+        blocking(move || Directory::read(&directory, layout)).await
     }
 
     /// Reads what the database knows.

@@ -215,7 +215,7 @@ async fn a_holder_that_is_killed_loses_its_lease_within_a_second() {
         let held = journal.acquire(&[name("a")], Duration::ZERO).await;
         match held {
             Err(JournalError::Held { holder, .. }) => {
-                assert!(holder.contains(&format!("(pid {})", child.id())), "{holder}")
+                assert!(holder.contains(&format!("(pid {})", child.id())), "{holder}");
             }
             other => panic!("{other:?}"),
         }

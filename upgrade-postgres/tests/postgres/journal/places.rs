@@ -107,7 +107,7 @@ async fn what_keeps_a_journal_from_being_there_is_told_with_the_remedy() {
         assert!(message.contains(said) && told.contains(hint), "{said}: {message} / {told}");
         assert!(!message.contains("wrong") && !message.contains("secret-of"), "{message}");
     }
-    database.execute(&format!("DROP DATABASE {latin}; DROP ROLE {role}").split(';').next().unwrap().to_owned());
+    database.execute(format!("DROP DATABASE {latin}; DROP ROLE {role}").split(';').next().unwrap());
     database.execute(&format!("DROP ROLE {role}"));
 }
 

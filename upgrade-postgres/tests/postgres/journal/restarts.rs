@@ -174,7 +174,7 @@ async fn a_driver_whose_server_was_restarted_is_refused_until_it_takes_a_new_lea
     let first = journal.append(&lease, &run, 1, &entries).await;
     match &first {
         Err(error @ JournalError::Server { .. }) => {
-            assert!(error.hint().contains("bring the server back"), "{error:?}")
+            assert!(error.hint().contains("bring the server back"), "{error:?}");
         }
         other => panic!("{other:?}"),
     }

@@ -27,14 +27,14 @@ fn alembic() -> Option<PathBuf> {
     None
 }
 
-fn runner(database: &Database, alembic: &Path, env: Value) -> Runner {
+fn runner(database: &Database, alembic: &Path, env: &Value) -> Runner {
     let words = |words: &[&str]| {
         let program = std::iter::once(alembic.to_str().unwrap());
         program.chain(words.iter().copied()).map(str::to_owned).collect::<Vec<_>>()
     };
     let config = json!({
         "target": "db",
-        "dir": Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/migrations/alembic"),
+        "directory": Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/migrations/alembic"),
         "runner": {
             "preset": "alembic",
             "current": words(&["current"]),
@@ -57,7 +57,7 @@ async fn prepare(step: &Runner, test: &TestContext) -> RunnerUndo {
 #[tokio::test]
 async fn upgrades_and_goes_back_to_exactly_the_revision_found() {
     let (Some(database), Some(alembic)) = (any_database(), alembic()) else { return };
-    let step = runner(&database, &alembic, json!({}));
+    let step = runner(&database, &alembic, &json!({}));
     let test = TestContext::new("schema");
     // From nothing.
     let undo = prepare(&step, &test).await;
@@ -83,7 +83,7 @@ async fn upgrades_and_goes_back_to_exactly_the_revision_found() {
 #[tokio::test]
 async fn a_failure_is_told_without_the_password_and_undone() {
     let (Some(database), Some(alembic)) = (any_database(), alembic()) else { return };
-    let step = runner(&database, &alembic, json!({ "FAIL": "1" }));
+    let step = runner(&database, &alembic, &json!({ "FAIL": "1" }));
     let test = TestContext::new("schema");
     let undo = prepare(&step, &test).await;
     let error = step.apply(&test.forward(), &undo).await.unwrap_err();
@@ -98,7 +98,7 @@ async fn a_failure_is_told_without_the_password_and_undone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_crash_left_running_is_ended() {
     let (Some(database), Some(alembic)) = (any_database(), alembic()) else { return };
-    let step = runner(&database, &alembic, json!({ "HANG": "1" }));
+    let step = runner(&database, &alembic, &json!({ "HANG": "1" }));
     let test = TestContext::new("schema");
     let undo = prepare(&step, &test).await;
     let applying = tokio::spawn({

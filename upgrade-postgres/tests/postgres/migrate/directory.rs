@@ -55,8 +55,9 @@ pub(super) fn migrate(database: &Database, dir: &Path, more: Value) -> Migrate {
 }
 
 pub(super) fn migrate_at(url: &str, dir: &Path, more: Value) -> Migrate {
-    let mut config = json!({ "target": "db", "dir": dir });
-    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let mut config = json!({ "target": "db", "directory": dir });
+    let Value::Object(more) = more else { panic!("{more} is no mapping") };
+    config.as_object_mut().unwrap().extend(more);
     Migrate::from_config(serde_json::from_value(config).unwrap(), &build_context(url)).unwrap()
 }
 

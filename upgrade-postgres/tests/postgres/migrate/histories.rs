@@ -161,7 +161,7 @@ async fn the_check_tells_pending_and_drift() {
     let Some(database) = any_database() else { return };
     let home = directory(&FILES);
     let ask = async |more: serde_json::Value| {
-        let mut with = json!({ "target": "db", "dir": home.path() });
+        let mut with = json!({ "target": "db", "directory": home.path() });
         with.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let check = check(&database, "postgres.migrations", with).unwrap();
         check.check(&TestContext::new("agree").forward()).await.unwrap()

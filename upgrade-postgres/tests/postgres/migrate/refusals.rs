@@ -60,7 +60,7 @@ async fn a_migration_without_a_down_script_needs_a_word_on_its_undo() {
     refused(&migrate(&database, home.path(), json!({})), &["1_a.sql: there is no down script", "irreversible: REASON"])
         .await;
     let with = |more: serde_json::Value| {
-        let mut with = json!({ "target": "db", "dir": home.path() });
+        let mut with = json!({ "target": "db", "directory": home.path() });
         with.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         step(&database, "postgres.migrate", with)
     };
@@ -72,8 +72,8 @@ async fn a_migration_without_a_down_script_needs_a_word_on_its_undo() {
     assert_eq!(error.key.as_deref(), Some("undo.writes"));
     let error = with(json!({ "irreversible": " " })).unwrap_err();
     assert_eq!(error.key.as_deref(), Some("irreversible"));
-    let error = with(json!({ "dir": null })).unwrap_err();
-    assert_eq!(error.key.as_deref(), Some("dir"));
+    let error = with(json!({ "directory": null })).unwrap_err();
+    assert_eq!(error.key.as_deref(), Some("directory"));
 }
 
 #[tokio::test]

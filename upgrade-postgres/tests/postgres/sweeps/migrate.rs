@@ -27,11 +27,11 @@ const SHOP: Case = Case {
          insert into customers values (1, 'Ann', 100), (2, 'Bob', 50), (3, 'Cy', 7);",
         concat!(
             "upgrade: shop\nsteps:\n",
-            "  - { id: shop, uses: postgres.migrate, with: { target: db, dir: \"",
+            "  - { id: shop, uses: postgres.migrate, with: { target: db, directory: \"",
             env!("CARGO_MANIFEST_DIR"),
             "/tests/migrations/shop\" } }\n",
             "  - { id: stock, uses: postgres.migrate, with: { target: db, layout: flyway, ",
-            "history_table: stock_history, dir: \"",
+            "history_table: stock_history, directory: \"",
             env!("CARGO_MANIFEST_DIR"),
             "/tests/migrations/flyway\" } }\n",
         ),
