@@ -404,9 +404,16 @@ fn commit(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Decisio
     }
     let mut decision = Decision::default();
     let mut all_done = true;
-    let committed: Vec<bool> = states(pipeline, run).iter().map(|(_, state)| *state != StepState::Applied).collect();
+    let states = states(pipeline, run);
+    // What a step needs stands before it in the order. One that was unchanged opens no way past
+    // those that it needs.
+    let mut committed = Vec::with_capacity(states.len());
+    for (place, (_, state)) in states.iter().enumerate() {
+        let ready = pipeline.graph.needs_of(place).iter().all(|needs| committed[*needs]);
+        committed.push(ready && *state != StepState::Applied);
+    }
     for (place, id) in pipeline.graph.order().iter().enumerate() {
-        if committed[place] {
+        if states[place].1 != StepState::Applied {
             continue;
         }
         all_done = false;
@@ -436,12 +443,18 @@ fn roll_back(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Deci
         return decision;
     }
     let mut waiting = !around.in_flight.is_empty();
+    // Steps that are not back, or that something needs which is not, directly or through others: one
+    // that was unchanged opens no way past those that need it.
+    let mut ahead: BTreeSet<&StepId> = BTreeSet::new();
     for id in pipeline.graph.order().iter().rev() {
+        let ready = pipeline.graph.needed_by(id).all(|later| !ahead.contains(later));
+        if !ready || !run.step_state(id).is_back() {
+            ahead.insert(id);
+        }
         let call = Call::Undo(id.clone());
         let room = around.in_flight.len() + decision.actions.len() < pipeline.max_parallel;
         match run.step_state(id) {
             StepState::Prepared | StepState::Applied => {
-                let ready = pipeline.graph.needed_by(id).all(|later| run.step_state(later).is_back());
                 if ready {
                     waiting = true;
                     if room {

@@ -11,7 +11,7 @@ use crate::transition::{RunState, StepState};
 /// Lists what is wrong with the order of a run's entries; nothing for a run that kept it.
 ///
 /// - a step is prepared only when all that it needs is done;
-/// - a step is undone only when all that needs it is back;
+/// - a step is undone only when all that needs it, directly or through others, is back;
 /// - nothing is begun once the run turned back, and nothing undone before;
 /// - a run that is rolled back left no step prepared or applied.
 pub fn order_violations(graph: &Graph, records: &[Record]) -> Vec<String> {
@@ -42,7 +42,7 @@ pub fn order_violations(graph: &Graph, records: &[Record]) -> Vec<String> {
                 if state != RunState::RollingBack {
                     wrong.push(format!("entry {}: `{step}` is undone while the run is {state}", record.seq));
                 }
-                for later in graph.needed_by(step).filter(|later| !of(&states, later).is_back()) {
+                for later in graph.all_needed_by(step).iter().filter(|later| !of(&states, later).is_back()) {
                     wrong.push(format!("entry {}: `{step}` is undone before `{later}`, which needs it", record.seq));
                 }
             }

@@ -186,6 +186,39 @@ async fn an_unchanged_step_is_neither_applied_nor_undone_nor_committed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_unchanged_step_opens_no_way_past_those_around_it() {
+    for fails in [true, false] {
+        let bench = Bench::default();
+        let b = bench.step("b").preparing(|_| async { Ok(Prepared::unchanged(json!(null), "done already")) });
+        // Both are slow: what does not wait for the other one is seen to begin before it has ended.
+        let slow = |id: &str| {
+            let slowly = |_| async {
+                tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+                Ok(())
+            };
+            bench.step(id).rolling_back(slowly).committing(slowly)
+        };
+        let builder = Pipeline::builder("p").step("a", slow("a")).step("b", b).step("c", slow("c"));
+        let builder = if fails { builder.verify("fails", failing()) } else { builder };
+        bench.run(&builder.build().unwrap()).await;
+        let ends: Vec<_> = bench
+            .entries()
+            .await
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::StepUndoing { step } => Some(format!("undoing {step}")),
+                Entry::StepUndone { step, .. } => Some(format!("undone {step}")),
+                Entry::StepCommitted { step } => Some(format!("committed {step}")),
+                _ => None,
+            })
+            .collect();
+        let expected: &[&str] =
+            if fails { &["undoing c", "undone c", "undoing a", "undone a"] } else { &["committed a", "committed c"] };
+        assert_eq!(ends, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_transient_failure_is_tried_again_and_the_key_stays_the_same() {
     let bench = Bench::default();
     let keys: Arc<std::sync::Mutex<Vec<(String, u32)>>> = Arc::default();

@@ -48,7 +48,7 @@ const FIGURES: [(&str, Option<f64>, &str); 16] = [
         "end sessions that are not used, put a pooler in between, or raise max_connections",
     ),
     ("database_bytes", None, "free space, or give the server more"),
-    ("dead_rows_share", Some(0.5), "`vacuum (verbose)` the table, and look at what holds vacuum back"),
+    ("dead_rows_share", None, "`vacuum (verbose)` the table, and look at what holds vacuum back"),
     ("not_valid_constraints", None, "`alter table … validate constraint …`"),
     (
         "idle_in_transaction_s",
