@@ -6,15 +6,13 @@
 //! - [`target`]: a database as the target of an upgrade;
 //! - [`session`]: one connection, cancelled with the call, ended after a crash;
 //! - [`locking`]: strong locks under live traffic;
-//! - [`backfill`]: what a backfill is made of;
 //! - [`ledger`]: what a run keeps in the database, in the transaction of the effect it speaks of;
-//! - [`fingerprint`]: what tables hold, compared without reading them twice;
-//! - [`identifier`]: names, quoted;
-//! - [`lint`]: statements that are dangerous under traffic.
 //! - [`program`]: PostgreSQL's own programs and other people's, run to their end;
 //! - [`fingerprint`]: what tables hold, compared without reading them twice;
+//! - [`backfill`]: what a backfill is made of;
 //! - [`backup`]: a database kept in a directory that proves itself;
 //! - [`migrations`]: versioned SQL scripts, and what a database knows of them;
+//! - [`lint`]: statements that are dangerous under traffic;
 //! - [`identifier`]: names, quoted.
 //!
 //! And [`journal`]: the record of a run in a database, for drivers on several machines.
@@ -50,3 +48,8 @@ pub fn register(registry: &mut Registry) {
     steps::register(registry);
     checks::register(registry);
 }
+
+/// Holds the example of the readme to what compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
