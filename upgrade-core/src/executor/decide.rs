@@ -454,12 +454,10 @@ fn roll_back(pipeline: &Pipeline, run: &Run, around: &Circumstances<'_>) -> Deci
         let call = Call::Undo(id.clone());
         let room = around.in_flight.len() + decision.actions.len() < pipeline.max_parallel;
         match run.step_state(id) {
-            StepState::Prepared | StepState::Applied => {
-                if ready {
-                    waiting = true;
-                    if room {
-                        decision.actions.push(Action::BeginUndo(id.clone()));
-                    }
+            StepState::Prepared | StepState::Applied if ready => {
+                waiting = true;
+                if room {
+                    decision.actions.push(Action::BeginUndo(id.clone()));
                 }
             }
             StepState::Undoing if !around.in_flight.contains(&call) => {

@@ -9,6 +9,7 @@ use upgrade_core::names::StepId;
 use upgrade_core::text_or_secret::TextOrSecret;
 
 use crate::identifier::TableName;
+use crate::lint::LintSettings;
 use crate::migrations::{Layout, MigrationVersion, Terms, Tool};
 
 /// Configures `postgres.migrate`.
@@ -41,6 +42,9 @@ pub struct MigrateConfig {
     /// Tries all that is pending in a transaction that is rolled back, and shows the locks it took.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// Which rules of `postgres.lint` count when a plan judges the pending scripts, and where not.
+    #[serde(default)]
+    pub lint: LintSettings,
     /// How migrations are undone that have no down script.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<UndoBy>,
@@ -114,6 +118,7 @@ impl MigrateConfig {
             out_of_order: false,
             ignore_missing: false,
             dry_run: false,
+            lint: LintSettings::default(),
             undo: None,
             irreversible: None,
             runner: None,

@@ -35,6 +35,7 @@ pub use undo::{MigrateOutput, MigrateUndo};
 
 use super::BackupOutput;
 use crate::ledger::Ledger;
+use crate::lint::{Finding, lint};
 use crate::migrations::Script;
 use crate::migrations::compare::error_of;
 use crate::program::end_leftovers;
@@ -77,6 +78,7 @@ impl Migrate {
         if let Some(undo) = &config.undo {
             check_undo(undo)?;
         }
+        config.lint.validate().map_err(|error| BuildError { key: Some("lint".into()), ..error })?;
         let same = matches!(
             (config.adopt, config.layout),
             (Some(crate::migrations::Tool::Sqlx), Some(crate::migrations::Layout::Sqlx))
@@ -245,6 +247,10 @@ impl Step for Migrate {
         }
         let backup = self.undoable(cx, &todo)?;
         let mut changes = self.changes(&survey, &todo);
+        if cx.is_dry_run() && todo.course == Course::Up {
+            let skipped = changes.len() - todo.items.len();
+            self.lint(cx, &todo.scripts, &mut changes[skipped..]).await?;
+        }
         if self.config.dry_run {
             let skipped = changes.len() - todo.items.len();
             trial::run(cx, &self.database, &todo.scripts, &mut changes[skipped..]).await?;
@@ -306,6 +312,26 @@ impl Rollback for Migrate {
 }
 
 impl Migrate {
+    /// Adds to each migration of a plan what the rules of `postgres.lint` find in it.
+    async fn lint(&self, cx: &Context, scripts: &[Script], changes: &mut [Change]) -> Result<(), StepError> {
+        let mut settings = self.config.lint.clone();
+        if settings.version.is_none() {
+            let session = self.database.connect(cx).await?;
+            settings.version = Some(session.facts().major().to_string());
+            session.close().await;
+        }
+        for (script, change) in scripts.iter().zip(changes) {
+            let findings = lint(&[(PathBuf::from(&script.file), script.text.clone())], &settings);
+            let open = findings.iter().filter(|finding| finding.allowed.is_none());
+            let lines = open.map(|Finding { line, rule, severity, message, .. }| {
+                format!("{severity} in line {line}, {rule}: {}", message.lines().next().unwrap_or_default())
+            });
+            change.summary =
+                change.summary.take().into_iter().chain(lines).reduce(|all, next| format!("{all}; {next}"));
+        }
+        Ok(())
+    }
+
     /// Answers a plan where an earlier step is still to bring the directory.
     fn known_later(&self) -> Prepared<MigrateUndo, MigrateOutput> {
         let directory: &PathBuf = &self.source.directory;

@@ -14,7 +14,7 @@ use upgrade_core::testkit::TestContext;
 use upgrade_postgres::steps::{Migrate, MigrateOutput, MigrateUndo};
 use upgrade_testbed::postgres::Database;
 
-use crate::world::build_context;
+use crate::world::{any_database, build_context};
 
 /// Writes files into a directory of their own.
 pub(super) fn directory(files: &[(&str, &str)]) -> TempDir {
@@ -107,4 +107,32 @@ pub(super) async fn refused(step: &Migrate, words: &[&str]) {
 /// Undoes what was applied.
 pub(super) async fn undo(step: &Migrate, test: &TestContext, undo: &MigrateUndo) {
     step.rollback(&test.back(), undo, None).await.unwrap_or_else(|error| panic!("{}", said(&error)));
+}
+
+#[tokio::test]
+async fn a_plan_says_what_the_rules_find_in_each_script() {
+    let Some(database) = any_database() else { return };
+    let home = tempfile::tempdir().unwrap();
+    for (name, text) in [
+        ("1_people.up.sql", "create table people (name text);"),
+        ("1_people.down.sql", "drop table people;"),
+        ("2_index.up.sql", "select 1;\ncreate index by_name on people (name);"),
+        ("2_index.down.sql", "drop index by_name;"),
+    ] {
+        std::fs::write(home.path().join(name), text).unwrap();
+    }
+    let planned = async |more: Value| {
+        let step = migrate(&database, home.path(), more);
+        let (_, changes) = prepare(&step, &TestContext::new("schema").dry_run().forward()).await.unwrap();
+        changes.into_iter().map(|change| change.summary.unwrap_or_default()).collect::<Vec<_>>()
+    };
+    let found = planned(json!({})).await;
+    assert!(found[1].contains("error in line 2, require-concurrent-index-creation: "), "{found:?}");
+    let allowed =
+        json!({ "lint": { "allow": [{ "rule": "require-concurrent-index-creation", "reason": "it is empty" }] } });
+    assert!(!planned(allowed).await[1].contains("require-concurrent"), "{found:?}");
+    // Where it is not a plan, the rules were asked before.
+    let (_, changes) =
+        prepare(&migrate(&database, home.path(), json!({})), &TestContext::new("schema").forward()).await.unwrap();
+    assert!(!changes[1].summary.as_deref().unwrap_or_default().contains("line 2"), "{changes:?}");
 }
