@@ -100,8 +100,12 @@ impl Site {
         let current = fs::read_link(self.directory().join("current")).unwrap();
         let entries = |name: &str| fs::read_dir(self.directory().join(name)).map_or(0, Iterator::count);
         let databases = "select string_agg(datname, ' ' order by datname) from pg_database";
+        // When a migration was applied, and how long it took, is each run's own.
+        let history = "select format('%s %s %s', version, success, checksum) from _sqlx_migrations order by version";
+        let contents = self.database.contents();
+        let other_tables = contents.split("public.").filter(|table| !table.starts_with("_sqlx_migrations\n"));
         format!(
-            "{} {}\n{}{}{} releases, {} backups\n{}\n{}{}",
+            "{} {}\n{}{}{} releases, {} backups\n{}\n{}\n{}{}",
             current.display(),
             self.get("version"),
             read("current/VERSION"),
@@ -109,8 +113,9 @@ impl Site {
             entries("releases"),
             entries("backups"),
             self.aside.text(databases),
+            self.database.text(history),
             self.database.schema(),
-            self.database.contents()
+            other_tables.collect::<String>()
         )
     }
 
