@@ -162,5 +162,5 @@ async fn the_plan_tells_what_an_undo_discards_and_which_locks_are_taken() {
     let later = migrate(&database, &home.path().join("later"), json!({}));
     let (_, changes) = prepare(&later, &TestContext::new("schema").dry_run().forward()).await.unwrap();
     assert!(changes[0].summary.as_ref().unwrap().contains("not there now"), "{changes:?}");
-    refused(&later, &["cannot be read", "check `dir`"]).await;
+    refused(&later, &["cannot be read", "check `directory`"]).await;
 }
