@@ -285,6 +285,19 @@ impl Ledger {
         Ok(())
     }
 
+    /// Removes what the step that is called keeps: all that the `commit` of most kinds has to do.
+    ///
+    /// A second call finds nothing.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refused it.
+    pub async fn forget(database: &Database, cx: &Context) -> Result<(), StepError> {
+        let mut session = database.connect(cx).await?;
+        Self::of(database, cx).clear(&mut session, &[]).await?;
+        session.close().await;
+        Ok(())
+    }
+
     /// Removes all that the step keeps: its items, the tables that it named, and what is then empty.
     ///
     /// Called by `commit` and at the end of `rollback`; a second call finds nothing.

@@ -207,7 +207,17 @@ pub struct RunSummary {
 impl RunSummary {
     /// Describes a run by its records.
     pub fn of(run: &RunId, records: &[Record]) -> Self {
-        let mut summary = Self {
+        let mut summary = Self::unread(run);
+        summary.follow(records);
+        if summary.state.is_none() {
+            summary.damage = Some("the first entry is not that of a run's creation".into());
+        }
+        summary
+    }
+
+    /// Describes a run of which nothing is read yet.
+    pub fn unread(run: &RunId) -> Self {
+        Self {
             run: run.clone(),
             pipeline: None,
             environment: None,
@@ -221,12 +231,7 @@ impl RunSummary {
             updated: None,
             entries: 0,
             damage: None,
-        };
-        summary.follow(records);
-        if summary.state.is_none() {
-            summary.damage = Some("the first entry is not that of a run's creation".into());
         }
-        summary
     }
 
     /// Takes further records into the description.

@@ -374,10 +374,7 @@ impl Step for Sql {
     }
 
     async fn commit(&self, cx: &Context, _undo: &SqlUndo) -> Result<(), StepError> {
-        let mut session = self.database.connect(cx).await?;
-        Ledger::of(&self.database, cx).clear(&mut session, &[]).await?;
-        session.close().await;
-        Ok(())
+        Ledger::forget(&self.database, cx).await
     }
 
     fn definition(&self) -> Value {

@@ -23,21 +23,7 @@ const LONGEST_HEADER: u64 = 64 * 1024 * 1024;
 
 /// Describes a run; one that is damaged is described as far as it can be.
 pub(super) fn summarize(path: &Path, run: &RunId) -> RunSummary {
-    let mut summary = RunSummary {
-        run: run.clone(),
-        pipeline: None,
-        environment: None,
-        from: None,
-        to: None,
-        locks: Vec::new(),
-        fingerprint: String::new(),
-        base_fingerprint: String::new(),
-        state: None,
-        created: None,
-        updated: None,
-        entries: 0,
-        damage: None,
-    };
+    let mut summary = RunSummary::unread(run);
     if let Err(error) = fill(&mut summary, path) {
         let mut text = error.to_string();
         if let Some(source) = std::error::Error::source(&error) {

@@ -409,10 +409,7 @@ impl Step for ForeignKey {
     }
 
     async fn commit(&self, cx: &Context, _undo: &ForeignKeyUndo) -> Result<(), StepError> {
-        let mut session = self.database.connect(cx).await?;
-        Ledger::of(&self.database, cx).clear(&mut session, &[]).await?;
-        session.close().await;
-        Ok(())
+        Ledger::forget(&self.database, cx).await
     }
 
     fn definition(&self) -> Value {

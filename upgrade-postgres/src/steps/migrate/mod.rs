@@ -284,10 +284,7 @@ impl Step for Migrate {
     }
 
     async fn commit(&self, cx: &Context, _undo: &MigrateUndo) -> Result<(), StepError> {
-        let mut session = self.database.connect(cx).await?;
-        Ledger::of(&self.database, cx).clear(&mut session, &[]).await?;
-        session.close().await;
-        Ok(())
+        Ledger::forget(&self.database, cx).await
     }
 
     fn definition(&self) -> Value {
