@@ -133,7 +133,10 @@ impl Pace {
     }
 
     /// Waits until the next batch may begin; says false if none may any more.
-    pub(crate) async fn next(&self, cx: &Context) -> Result<bool, StepError> {
+    ///
+    /// The time of the `asked` rows is taken at once, or every worker would begin at the same instant and
+    /// the rate would hold between bursts only; [`after`](Self::after) returns what was not written.
+    pub(crate) async fn next(&self, cx: &Context, asked: u32) -> Result<bool, StepError> {
         loop {
             not_cancelled(cx)?;
             if self.is_stopped() {
@@ -142,8 +145,7 @@ impl Pace {
             let wait = if self.is_paused() {
                 Duration::from_millis(20)
             } else {
-                let next = *self.next.lock().unwrap_or_else(PoisonError::into_inner);
-                match next.and_then(|next| next.checked_duration_since(Instant::now())).filter(|wait| !wait.is_zero()) {
+                match self.wait_or_take(asked) {
                     None => return Ok(true),
                     Some(wait) => wait.min(Duration::from_millis(200)),
                 }
@@ -152,15 +154,38 @@ impl Pace {
         }
     }
 
-    /// Notes a batch, and pauses as long as the share of time asks for.
-    pub(crate) async fn after(&self, cx: &Context, walked: u64, written: u64, took: Duration) -> Result<(), StepError> {
+    /// Takes the time of the next batch, or says how long it is until then.
+    fn wait_or_take(&self, asked: u32) -> Option<Duration> {
+        let rate = self.rows_per_second?;
+        let now = Instant::now();
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = next.unwrap_or(now).max(now);
+        if at > now {
+            return Some(at - now);
+        }
+        *next = Some(at + Duration::from_secs_f64(f64::from(asked) / rate));
+        None
+    }
+
+    /// Notes a batch of which `asked` rows were expected, and pauses as long as the share of time asks for.
+    pub(crate) async fn after(
+        &self,
+        cx: &Context,
+        asked: u32,
+        walked: u64,
+        written: u64,
+        took: Duration,
+    ) -> Result<(), StepError> {
         self.walked.fetch_add(walked, Ordering::SeqCst);
         self.written.fetch_add(written, Ordering::SeqCst);
         self.dead.fetch_add(written, Ordering::SeqCst);
         if let Some(rate) = self.rows_per_second {
-            let now = Instant::now();
+            let unused = f64::from(asked) - written as f64;
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            *next = Some(next.unwrap_or(now).max(now) + Duration::from_secs_f64(written as f64 / rate));
+            *next = next.and_then(|next| {
+                let change = Duration::from_secs_f64(unused.abs() / rate);
+                if unused > 0.0 { next.checked_sub(change) } else { next.checked_add(change) }
+            });
         }
         let mut left = self.governor().pause_after(took);
         while !left.is_zero() && !self.is_stopped() {

@@ -96,7 +96,7 @@ impl Crew {
         let plan = &self.work.plan;
         let restore = plan.restore(&self.side, cx.on_conflict() == OnConflict::Overwrite);
         let (foreign, what) = (plan.foreign(&self.side), format!("putting back a batch of {}", plan.table));
-        while self.pace.next(cx).await? {
+        while self.pace.next(cx, 0).await? {
             let Some(&place) = batches.get(next.fetch_add(1, Ordering::SeqCst)) else { break };
             let began = Instant::now();
             let attempts = AtomicU32::new(0);
@@ -111,7 +111,7 @@ impl Crew {
             self.pace.running.fetch_sub(1, Ordering::SeqCst);
             self.pace.gave_way.fetch_add(attempts.load(Ordering::SeqCst).saturating_sub(1), Ordering::SeqCst);
             let (kept, restored) = done?;
-            self.pace.after(cx, kept, restored, began.elapsed()).await?;
+            self.pace.after(cx, 0, kept, restored, began.elapsed()).await?;
         }
         session.close().await;
         Ok(())

@@ -88,12 +88,13 @@ impl Crew {
         let what = format!("a batch of {}", self.work.plan.table);
         let mut size = self.pace.first_size();
         while !done {
-            if !self.pace.next(cx).await? {
+            let asked = size.rows();
+            if !self.pace.next(cx, asked).await? {
                 return Ok(false);
             }
             let began = Instant::now();
             let attempts = AtomicU32::new(0);
-            let (rows, from) = (size.rows(), &after);
+            let (rows, from) = (asked, &after);
             let (bound, write, tried) = (&bound, &write, &attempts);
             self.pace.running.fetch_add(1, Ordering::SeqCst);
             let batch = policy
@@ -128,7 +129,7 @@ impl Crew {
             done = batch.upto.is_none();
             after = batch.upto;
             let unsigned = |count: i64| u64::try_from(count).unwrap_or(0);
-            self.pace.after(cx, unsigned(walked), unsigned(batch.rows), took).await?;
+            self.pace.after(cx, asked, unsigned(walked), unsigned(batch.rows), took).await?;
         }
         Ok(true)
     }

@@ -326,7 +326,7 @@ async fn it_is_paced_paused_and_cancelled_between_batches() {
         let (step, cx, undo) = (step.clone(), cx.forward(), undo.clone());
         tokio::spawn(async move { step.apply(&cx, &undo).await })
     };
-    while filled() < 2000 {
+    while filled() < 6000 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let (rows, time) = (filled() as f64, began.elapsed().as_secs_f64());
