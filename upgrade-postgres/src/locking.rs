@@ -141,16 +141,10 @@ impl LockPolicy {
         transaction: bool,
         mut work: impl for<'c> FnMut(&'c mut PgConnection, Scope<'c, 'a>) -> Attempt<'c, T> + Send,
     ) -> Result<T, PostgresError> {
-        let timeout = self.lock_timeout.as_millis().max(1);
-        // Deadlocks are found, and vacuums that stand in the way step aside, only after
-        // deadlock_timeout; a superuser can have that before the attempt is over.
-        let early = match session.facts().superuser {
-            true => format!("; set local deadlock_timeout = {}", (timeout / 2).clamp(1, 1000)),
-            false => String::new(),
-        };
-        let (begin, end, give_up) = match transaction {
-            true => (format!("begin; set local lock_timeout = {timeout}{early}"), "commit", "rollback"),
-            false => (format!("set lock_timeout = {timeout}"), "set lock_timeout = 0", "set lock_timeout = 0"),
+        let superuser = session.facts().superuser;
+        let (end, give_up) = match transaction {
+            true => ("commit", "rollback"),
+            false => ("set lock_timeout = 0", "set lock_timeout = 0"),
         };
         let began = Instant::now();
         let mut watch: Option<Session> = None;
@@ -159,10 +153,11 @@ impl LockPolicy {
         loop {
             not_cancelled(cx)?;
             number += 1;
+            let begin = self.begin(transaction, superuser, !blockers.is_empty());
             let (pid, canceller) = (session.facts().pid, session.canceller());
             let connection = session.connection();
             let trying = async {
-                sqlx::raw_sql(AssertSqlSafe(begin.clone())).execute(&mut *connection).await?;
+                sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *connection).await?;
                 let done = work(&mut *connection, Scope(PhantomData)).await;
                 let ended = match &done {
                     Ok(_) => sqlx::raw_sql(end).execute(&mut *connection).await.doing(|| format!("committing {what}")),
@@ -231,6 +226,24 @@ impl LockPolicy {
                 watch = None;
             }
         }
+    }
+
+    /// Spells how an attempt begins.
+    fn begin(&self, transaction: bool, superuser: bool, in_the_way: bool) -> String {
+        let timeout = self.lock_timeout.as_millis().max(1);
+        if !transaction {
+            return format!("set lock_timeout = {timeout}");
+        }
+        // Those who were in the way still are: the attempt is for a lock that is let go of within a
+        // transaction, which is rare, and everybody who queues behind it pays for it.
+        let timeout = if in_the_way { timeout.div_ceil(5) } else { timeout };
+        // Deadlocks are found, and vacuums that stand in the way step aside, only after
+        // deadlock_timeout; a superuser can have that before the attempt is over.
+        let early = match superuser {
+            true => format!("; set local deadlock_timeout = {}", (timeout / 2).clamp(1, 1000)),
+            false => String::new(),
+        };
+        format!("begin; set local lock_timeout = {timeout}{early}")
     }
 
     /// Waits until those in the way are gone, or until it is time for another attempt anyway.
