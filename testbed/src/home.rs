@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Counted up when what is kept there between test processes changes its form.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// An account that servers run under in place of root, which PostgreSQL refuses.
 #[derive(Clone, Copy, Debug)]

@@ -5,5 +5,9 @@
 //! for some seconds.
 
 mod blocking;
+pub mod docker;
+mod guardian;
+mod home;
 pub mod pgbouncer;
 pub mod postgres;
+mod sharing;

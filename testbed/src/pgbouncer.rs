@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::guardian::Guardian;
+use crate::home::Home;
 use crate::postgres::cluster::{HOST, free_port};
-use crate::postgres::home::Home;
 use crate::postgres::{PASSWORD, Server, USER};
 
 /// Says when a client's session on the server may become another one.
@@ -37,7 +38,7 @@ pub struct Pooler {
     port: u16,
     directory: PathBuf,
     child: Child,
-    guardian: Option<(Child, ChildStdin)>,
+    _guardian: Guardian,
 }
 
 /// Starts PgBouncer before a server; `settings` go to its configuration.
@@ -83,8 +84,9 @@ pub fn start(server: &Server, mode: Mode, settings: &[(&str, &str)]) -> Option<P
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         if comes_up(&mut child, port) {
-            let guardian = Some(guard(&child, &directory));
-            return Some(Pooler { port, directory, child, guardian });
+            home.file(&directory.join("pid"), &child.id().to_string());
+            let guardian = Guardian::over(&directory, END);
+            return Some(Pooler { port, directory, child, _guardian: guardian });
         }
         let _ = child.kill();
         let _ = child.wait();
@@ -109,10 +111,6 @@ impl Drop for Pooler {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.directory);
-        if let Some((mut guardian, pipe)) = self.guardian.take() {
-            drop(pipe);
-            let _ = guardian.wait();
-        }
     }
 }
 
@@ -138,22 +136,9 @@ fn comes_up(child: &mut Child, port: u16) -> bool {
     false
 }
 
-/// Ends it when this process is gone, however it went.
-fn guard(child: &Child, directory: &std::path::Path) -> (Child, ChildStdin) {
-    const SCRIPT: &str = r#"
-        read -r line
-        # The number alone may be another process's by now.
-        [ "$(readlink "/proc/$1/cwd")" = "$2" ] && kill -KILL "$1"
-        rm -rf "$2"
-    "#;
-    let mut guardian = Home::apart("sh")
-        .args(["-c", SCRIPT, "sh", &child.id().to_string()])
-        .arg(directory)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("sh can be started");
-    let pipe = guardian.stdin.take().expect("its input is a pipe");
-    (guardian, pipe)
-}
+/// Ends the pooler of the directory `$1`.
+const END: &str = r#"
+    pid=$(cat "$1/pid" 2>/dev/null)
+    # The number alone may be another process's by now.
+    [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1" ] && kill -KILL "$pid"
+"#;

@@ -3,7 +3,6 @@
 mod binaries;
 pub(crate) mod cluster;
 mod database;
-pub(crate) mod home;
 mod shared;
 mod tests;
 
@@ -17,8 +16,9 @@ use sqlx::postgres::PgConnectOptions;
 pub use database::Database;
 
 use cluster::{Cluster, Place};
-use home::Home;
-use shared::Shared;
+
+use crate::home::Home;
+use crate::sharing::Share;
 
 /// The superuser of every server that is started here.
 pub const USER: &str = "tester";
@@ -222,4 +222,4 @@ fn administer(place: &Place, database: &str) -> PgConnectOptions {
 }
 
 /// What keeps a shared server alive while this process does.
-type Shares = std::sync::Mutex<std::collections::BTreeMap<Version, Arc<Shared>>>;
+type Shares = std::sync::Mutex<std::collections::BTreeMap<Version, Arc<Share<Place>>>>;

@@ -1,16 +1,37 @@
 //! Upgrade steps and checks for Docker Engine and Compose.
 //!
 //! The crate is laid out as every adapter is: one file a step kind in `steps/`, one file a check
-//! kind in `checks/`, and [`register`], which makes them known to pipeline files. It has no kinds
-//! yet.
+//! kind in `checks/`, and [`register`], which makes them known to pipeline files. What they share:
+//!
+//! - [`target`]: an engine as the target of an upgrade;
+//! - [`reference`](mod@reference): names of images, and `credentials`: who may pull them;
+//! - [`images`]: images obtained, verified and kept;
+//! - [`containers`]: what is done to one container;
+//! - [`health`]: when a container counts as serving;
+//! - [`naming`]: names and labels of what a run makes.
 
-mod checks;
-mod steps;
+pub mod checks;
+mod connection;
+pub mod containers;
+mod credentials;
+pub mod error;
+pub mod health;
+pub mod images;
+pub mod naming;
+pub mod reference;
+pub mod steps;
+pub mod target;
 
 use upgrade_core::registry::Registry;
 
-/// Registers every kind of this crate: `docker.*`.
+pub use connection::TlsFiles;
+pub use error::DockerError;
+pub use reference::ImageReference;
+pub use target::{Engine, EngineConfig, RegistryLogin};
+
+/// Registers every kind of this crate: `docker` and `docker.*`.
 pub fn register(registry: &mut Registry) {
+    target::register(registry);
     steps::register(registry);
     checks::register(registry);
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Version;
-use super::home::Home;
+use crate::home::Home;
 
 /// As in `scripts/postgresql`, which fetches it.
 const WHEEL: &str = "0.6.0";
@@ -55,7 +55,7 @@ fn reachable(home: &Home, unpacked: &Path) -> Result<PathBuf, String> {
     }
     let copy = home.base.join(format!("programs-{WHEEL}"));
     let failed = |error: std::io::Error| format!("copying to {}: {error}", copy.display());
-    let _guard = super::shared::lock(&home.base.join("programs.lock"));
+    let _guard = crate::sharing::lock(&home.base.join("programs.lock"));
     if !copy.is_dir() {
         let partial = home.base.join("programs.partial");
         let _ = std::fs::remove_dir_all(&partial);

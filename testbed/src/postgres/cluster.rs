@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use sqlx::{ConnectOptions, Connection};
 
-use super::home::Home;
 use super::{Version, administer};
 use crate::blocking::wait;
+use crate::guardian::Guardian;
+use crate::home::Home;
 
 /// Where every server listens.
 pub(crate) const HOST: &str = "127.0.0.1";
@@ -51,7 +52,7 @@ pub(super) struct Cluster {
     directory: PathBuf,
     place: Place,
     running: Mutex<Option<Child>>,
-    guardian: Option<(Child, ChildStdin)>,
+    _guardian: Guardian,
 }
 
 impl Cluster {
@@ -80,7 +81,7 @@ impl Cluster {
         // A process of this number that was killed together with its guardian.
         let _ = std::fs::remove_dir_all(&directory);
         home.directory(&directory);
-        let guardian = guard(&directory);
+        let guardian = Guardian::over(&directory, END);
         fill(&directory.join("data"));
         let (child, place) = start_anywhere(home, bin, &directory, settings);
         Self {
@@ -89,7 +90,7 @@ impl Cluster {
             directory,
             place,
             running: Mutex::new(Some(child)),
-            guardian: Some(guardian),
+            _guardian: guardian,
         }
     }
 
@@ -131,43 +132,23 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.stop(Signal::QUIT);
         let _ = std::fs::remove_dir_all(&self.directory);
-        if let Some((mut guardian, pipe)) = self.guardian.take() {
-            drop(pipe);
-            let _ = guardian.wait();
-        }
     }
 }
 
-/// Ends the server and removes its directory when this process is gone, however it went: the pipe
-/// closes with it.
-fn guard(directory: &Path) -> (Child, ChildStdin) {
-    const SCRIPT: &str = r#"
-        read -r line
-        [ -d "$1" ] || exit 0
-        pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
-        # The number alone may be another process's by now, or of one that nobody waited for.
-        runs() { [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1/data" ]; }
-        if runs "$1"; then
-            kill -QUIT "$pid"
-            while runs "$1"; do sleep 0.1; done
-        fi
-        rm -rf "$1"
-    "#;
-    let mut child = Home::apart("sh")
-        .args(["-c", SCRIPT, "sh"])
-        .arg(directory)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("sh can be started");
-    let pipe = child.stdin.take().expect("its input is a pipe");
-    (child, pipe)
-}
+/// Ends the server of the directory `$1`.
+pub(super) const END: &str = r#"
+    pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
+    # The number alone may be another process's by now, or of one that nobody waited for.
+    runs() { [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1/data" ]; }
+    if runs "$1"; then
+        kill -QUIT "$pid"
+        while runs "$1"; do sleep 0.1; done
+    fi
+"#;
 
 /// Makes a data directory, as a copy of one that was made before: that takes a tenth of the time.
 pub(super) fn lay_out(home: &Home, version: Version, bin: &Path, data: &Path) {
-    let _guard = super::shared::lock(&home.base.join(format!("template-{version}.lock")));
+    let _guard = crate::sharing::lock(&home.base.join(format!("template-{version}.lock")));
     let template = home.base.join(format!("template-{version}"));
     let made = template.join("data");
     if !made.join("PG_VERSION").is_file() {

@@ -3,7 +3,6 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::shared::Shared;
 use super::*;
 
 #[test]
@@ -136,8 +135,8 @@ fn held() {
         server = own(Version::V15, &[]).unwrap();
         server.directory()
     } else {
-        share = Shared::of(&Home::at(what.into()), Version::V15, &bin, 2);
-        &share.place().data
+        share = super::shared::take(&Home::at(what.into()), Version::V15, &bin, 2);
+        &share.service.data
     };
     let pid = std::fs::read_to_string(data.join("postmaster.pid")).unwrap();
     println!("\npostmaster {}", pid.lines().next().unwrap());

@@ -1,0 +1,156 @@
+//! Images made from busybox, without a registry.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use super::Engine;
+
+/// Describes an image: busybox, and what its configuration says.
+#[derive(Clone, Debug)]
+pub struct Image {
+    changes: Vec<String>,
+}
+
+impl Image {
+    /// An image that runs a shell command and ends at once when it is stopped.
+    pub fn shell(script: &str) -> Self {
+        let command = format!("CMD [\"/bin/sh\", \"-c\", {}]", quoted(script));
+        Self { changes: vec![command, "STOPSIGNAL SIGKILL".into()] }
+    }
+
+    /// An image that answers `GET /version` with `version` on port 8080.
+    pub fn web(version: &str) -> Self {
+        Self::shell("mkdir -p /www && echo $VERSION >/www/version && echo ok >/www/health && echo listening && exec httpd -f -p 8080 -h /www")
+            .with(&format!("ENV VERSION={version}"))
+            .with("EXPOSE 8080")
+    }
+
+    /// Adds an instruction: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR.
+    #[must_use]
+    pub fn with(mut self, instruction: &str) -> Self {
+        self.changes.push(instruction.to_owned());
+        self
+    }
+
+    /// Adds a health check that runs a shell command.
+    #[must_use]
+    pub fn healthcheck(self, script: &str) -> Self {
+        let instruction = format!(
+            "HEALTHCHECK --interval=500ms --timeout=2s --retries=2 CMD [\"/bin/sh\", \"-c\", {}]",
+            quoted(script)
+        );
+        self.with(&instruction)
+    }
+
+    /// Makes the image on an engine, under a name and tag; returns its id.
+    ///
+    /// # Panics
+    /// There is no static busybox, or the engine refuses it.
+    pub fn build(&self, engine: &Engine, name: &str) -> String {
+        // A name of its own in it: or two tests that ask for the same would share one image.
+        let own = format!("LABEL testbed={}", quoted(name));
+        let lines = ["FROM scratch", "ADD root.tar /"].into_iter().chain(self.changes.iter().map(String::as_str));
+        let text = lines.chain([own.as_str()]).collect::<Vec<_>>().join("\n");
+        let mut context = tar::Builder::new(Vec::new());
+        add(&mut context, tar::EntryType::Regular, "Dockerfile", 0o644, None, text.as_bytes());
+        add(&mut context, tar::EntryType::Regular, "root.tar", 0o644, None, &root());
+        let context = context.into_inner().expect("an archive in memory can be written");
+        let mut command = engine.command(["build", "--quiet", "--tag", name, "-"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut input = child.stdin.take().expect("its input is a pipe");
+        let sent = input.write_all(&context);
+        drop(input);
+        let done = child.wait_with_output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+        sent.expect("the engine takes the image");
+        String::from_utf8_lossy(&done.stdout).trim().to_owned()
+    }
+}
+
+/// A root directory with nothing but busybox in it, as an archive.
+fn root() -> Vec<u8> {
+    let busybox = Path::new("/bin/busybox");
+    let program = std::fs::read(busybox).unwrap_or_else(|error| panic!("{}: {error}", busybox.display()));
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |kind, path: &str, mode, link, contents: &[u8]| add(&mut archive, kind, path, mode, link, contents);
+    for directory in ["bin/", "tmp/", "www/", "data/", "etc/"] {
+        add(tar::EntryType::Directory, directory, if directory == "tmp/" { 0o1777 } else { 0o755 }, None, &[]);
+    }
+    add(tar::EntryType::Regular, "bin/busybox", 0o755, None, &program);
+    for applet in [
+        "sh",
+        "cat",
+        "echo",
+        "sleep",
+        "httpd",
+        "wget",
+        "nc",
+        "ls",
+        "mkdir",
+        "rm",
+        "mv",
+        "cp",
+        "grep",
+        "test",
+        "true",
+        "false",
+        "id",
+        "env",
+        "date",
+        "touch",
+        "tar",
+        "kill",
+        "hostname",
+        "stat",
+        "seq",
+        "chown",
+        "chmod",
+        "ln",
+        "dd",
+        "sync",
+        "find",
+        "sort",
+        "head",
+        "tail",
+        "tr",
+        "wc",
+        "printf",
+        "sha256sum",
+    ] {
+        add(tar::EntryType::Symlink, &format!("bin/{applet}"), 0o777, Some("busybox"), &[]);
+    }
+    add(
+        tar::EntryType::Regular,
+        "etc/passwd",
+        0o644,
+        None,
+        b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
+    );
+    archive.into_inner().expect("an archive in memory can be written")
+}
+
+fn add(
+    archive: &mut tar::Builder<Vec<u8>>,
+    kind: tar::EntryType,
+    path: &str,
+    mode: u32,
+    link: Option<&str>,
+    contents: &[u8],
+) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(contents.len() as u64);
+    match link {
+        Some(link) => archive.append_link(&mut header, path, link),
+        None => archive.append_data(&mut header, path, contents),
+    }
+    .expect("an archive in memory can be written");
+}
+
+/// A text as JSON spells it, which the instructions' lists are.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

@@ -1,0 +1,173 @@
+//! Images: obtained and verified before anything is stopped, and kept until commit.
+
+use std::collections::BTreeMap;
+
+use bollard::Docker;
+use bollard::models::ImageInspect;
+use bollard::query_parameters::{CreateImageOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder};
+use futures_util::StreamExt as _;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use upgrade_core::context::Context;
+use upgrade_core::error::StepError;
+
+use crate::error::{DockerError, Doing, found, unless_cancelled};
+use crate::naming::kept_image;
+use crate::reference::ImageReference;
+use crate::target::Engine;
+
+/// Says when an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Pull {
+    /// Always: a tag may lead to another image by now.
+    #[default]
+    Always,
+    /// Only if the engine does not have it.
+    Missing,
+    /// Never: the engine must have it.
+    Never,
+}
+
+/// Looks an image up on the engine, by name or id.
+///
+/// # Errors
+/// The engine cannot be asked.
+pub async fn local(client: &Docker, name: &str) -> Result<Option<ImageInspect>, DockerError> {
+    found(client.inspect_image(name).await.doing(|| format!("looking at image {name}")))
+}
+
+/// Returns the id of an image: `sha256:…`, the digest of its configuration.
+///
+/// # Errors
+/// The engine names none.
+pub fn id_of(image: &ImageInspect) -> Result<String, StepError> {
+    image.id.clone().ok_or_else(|| StepError::unknown("the engine names no id for an image"))
+}
+
+/// Returns the platform of an image: `linux/arm64/v8`.
+pub fn platform_of(image: &ImageInspect) -> String {
+    let parts = [&image.os, &image.architecture, &image.variant];
+    parts.into_iter().flatten().filter(|part| !part.is_empty()).map(String::as_str).collect::<Vec<_>>().join("/")
+}
+
+/// Obtains an image: pulls it as `pull` says, and verifies its digest and its platform.
+///
+/// Changes nothing that runs. A second call pulls again where `pull` says so, which costs a look
+/// at the registry.
+///
+/// # Errors
+/// It cannot be had, or is not what was asked for.
+pub async fn obtain(
+    engine: &Engine,
+    client: &Docker,
+    cx: &Context,
+    reference: &ImageReference,
+    platform: Option<&str>,
+    pull: Pull,
+) -> Result<ImageInspect, StepError> {
+    let name = reference.to_string();
+    let here = local(client, &name).await?;
+    let image = match (here, pull) {
+        // What a digest names cannot have changed.
+        (Some(image), Pull::Always) if reference.digest().is_some() => image,
+        (Some(image), Pull::Missing | Pull::Never) => image,
+        (None, Pull::Never) => {
+            return Err(StepError::permanent(format!("image {name} is not on the engine, and `pull: never` is set"))
+                .with_hint("load or build it there, or let it be pulled (`pull: missing`)"));
+        }
+        (_, Pull::Always) | (None, Pull::Missing) => {
+            unless_cancelled(cx, fetch(engine, client, cx, reference, platform)).await?;
+            local(client, &name).await?.ok_or_else(|| {
+                StepError::unknown(format!("image {name} was pulled, and the engine does not have it"))
+                    .with_hint("somebody may have removed it: try again")
+            })?
+        }
+    };
+    verify_platform(client, &image, &name, platform).await?;
+    Ok(image)
+}
+
+/// Says at once that an image cannot run here, instead of when it was started in the old one's place.
+async fn verify_platform(
+    client: &Docker,
+    image: &ImageInspect,
+    name: &str,
+    wanted: Option<&str>,
+) -> Result<(), StepError> {
+    let has = platform_of(image);
+    let wanted = match wanted {
+        Some(wanted) => wanted.to_owned(),
+        None => {
+            let version = client.version().await.doing(|| "asking the engine for its platform".into())?;
+            format!("{}/{}", version.os.unwrap_or_default(), version.arch.unwrap_or_default())
+        }
+    };
+    let (same_os, same_architecture) = {
+        let (mut has, mut wanted) = (has.split('/'), wanted.split('/'));
+        (has.next() == wanted.next(), has.next() == wanted.next())
+    };
+    if same_os && same_architecture {
+        return Ok(());
+    }
+    Err(StepError::permanent(format!("image {name} is for {has}, and {wanted} is needed")).with_hint(
+        "build and push the image for this platform as well (`docker buildx build --platform`), or name its `platform` if the engine emulates it",
+    ))
+}
+
+/// Pulls an image, with progress.
+async fn fetch(
+    engine: &Engine,
+    client: &Docker,
+    cx: &Context,
+    reference: &ImageReference,
+    platform: Option<&str>,
+) -> Result<(), StepError> {
+    let credentials = engine.credentials(cx, reference.registry()).await?;
+    let mut options = CreateImageOptionsBuilder::new();
+    options = match reference.digest() {
+        Some(digest) => options.from_image(&format!("{}@{digest}", reference.name())),
+        None => options.from_image(&reference.name()).tag(reference.tag().unwrap_or("latest")),
+    };
+    if let Some(platform) = platform {
+        options = options.platform(platform);
+    }
+    let doing = || format!("pulling image {reference}");
+    let mut pulling = client.create_image(Some(options.build()), None, credentials);
+    // By layer: how much of it has come, of how much.
+    let mut layers: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    while let Some(event) = pulling.next().await {
+        let event = event.doing(doing)?;
+        let unsigned = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
+        if let (Some(layer), Some(detail)) = (event.id, event.progress_detail)
+            && let (Some(done), Some(total)) = (unsigned(detail.current), unsigned(detail.total))
+            && event.status.as_deref() == Some("Downloading")
+        {
+            layers.insert(layer, (done, total));
+            let (done, total) = layers.values().fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1));
+            cx.progress(done, total, doing());
+        }
+    }
+    Ok(())
+}
+
+/// Keeps an image from being pruned, under a tag of the run's own. A second call changes nothing.
+///
+/// # Errors
+/// The image is gone, or the engine cannot be asked.
+pub async fn keep(client: &Docker, cx: &Context, image_id: &str) -> Result<(), DockerError> {
+    let (name, tag) = kept_image(image_id, cx);
+    let options = TagImageOptionsBuilder::new().repo(&name).tag(&tag).build();
+    client.tag_image(image_id, Some(options)).await.doing(|| format!("keeping image {image_id}"))
+}
+
+/// Takes the tag away that [`keep`] gave. A second call finds nothing to do.
+///
+/// # Errors
+/// The engine cannot be asked.
+pub async fn let_go(client: &Docker, cx: &Context, image_id: &str) -> Result<(), DockerError> {
+    let (name, tag) = kept_image(image_id, cx);
+    let options = RemoveImageOptionsBuilder::new().noprune(true).build();
+    let removed = client.remove_image(&format!("{name}:{tag}"), Some(options), None).await;
+    found(removed.doing(|| format!("letting go of image {image_id}"))).map(|_| ())
+}

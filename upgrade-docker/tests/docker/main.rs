@@ -1,0 +1,8 @@
+//! The steps and checks of this crate against real engines.
+
+#![cfg(test)]
+
+mod documentation;
+mod foundation;
+mod sweeps;
+mod world;

@@ -1,0 +1,89 @@
+//! Every step of this crate lived through crashes, failures, repetitions and foreign changes, on
+//! real engines; and the seeded defects that the sweeps must notice.
+
+#![cfg(test)]
+
+use upgrade_core::file::{LoadOptions, parse};
+use upgrade_core::names::StepId;
+use upgrade_core::pipeline::Pipeline;
+use upgrade_core::testkit::{Mutation, Scenario, Sweep};
+use upgrade_testbed::docker::Engine;
+
+use crate::world::{Corner, registry};
+
+/// Describes one sweep: a corner of an engine as it is before, the steps that change it, and what
+/// somebody else may do to it meanwhile.
+#[allow(dead_code)]
+pub(crate) struct Case {
+    /// Makes what is there before.
+    pub(crate) setup: fn(&Corner),
+    /// The rest of a pipeline file, whose target `engine` is the engine; `PREFIX` stands for the
+    /// corner's prefix.
+    pub(crate) pipeline: &'static str,
+    /// Writes down all of the corner that must be right.
+    pub(crate) observe: fn(&Corner) -> String,
+    /// Changes what a step works on, as somebody else; of a step that is not named, nothing.
+    pub(crate) interfere: fn(&Corner, &str) -> bool,
+    /// Tells whether that change is still there.
+    pub(crate) survived: fn(&Corner, &str) -> bool,
+}
+
+/// Puts a case on an engine.
+#[allow(dead_code)]
+pub(crate) struct On<'a> {
+    case: &'a Case,
+    engine: Engine,
+}
+
+impl Scenario for On<'_> {
+    type World = Corner;
+
+    fn fresh(&self) -> Corner {
+        let corner = Corner::of(&self.engine, "sweep");
+        (self.case.setup)(&corner);
+        corner
+    }
+
+    fn pipeline(&self, world: &Corner) -> Pipeline {
+        let document = format!(
+            "targets: {{ engine: {{ uses: docker, with: {{ host: \"{}\" }} }} }}\n{}",
+            world.engine.host(),
+            self.case.pipeline.replace("PREFIX", &world.prefix)
+        );
+        parse(&document, "pipeline.yaml".as_ref(), "/".as_ref(), &LoadOptions::default(), &registry())
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn observe(&self, world: &Corner) -> String {
+        (self.case.observe)(world).replace(&world.prefix, "PREFIX")
+    }
+
+    fn interfere(&self, world: &Corner, step: &StepId) -> bool {
+        (self.case.interfere)(world, step.as_str())
+    }
+
+    fn survived(&self, world: &Corner, step: &StepId) -> bool {
+        (self.case.survived)(world, step.as_str())
+    }
+}
+
+/// Lives through every `stride`th trouble of a case.
+#[allow(dead_code)]
+pub(crate) fn sweep(case: &Case, stride: u64, at_least: usize) {
+    let Some(engine) = upgrade_testbed::docker::shared() else { return };
+    let report = Sweep::new(&On { case, engine }).every(stride).run().unwrap_or_else(|failure| panic!("{failure}"));
+    println!("{report:?}");
+    assert!(report.cases >= at_least, "{report:?}");
+}
+
+/// Asks that each seeded defect is noticed: what a sweep passes proves something only then.
+#[allow(dead_code)]
+pub(crate) fn notices_every_seeded_defect(case: &Case) {
+    let Some(engine) = upgrade_testbed::docker::shared() else { return };
+    let case = On { case, engine };
+    for mutation in Mutation::ALL {
+        let failure = Sweep::new(&case).with_mutation(mutation).run();
+        let failure = failure.expect_err(&format!("{mutation:?} was not noticed"));
+        println!("{mutation:?}: {failure}");
+    }
+}
