@@ -7,6 +7,7 @@
 //! - [`reference`](mod@reference): names of images, and `credentials`: who may pull them;
 //! - [`images`]: images obtained, verified and kept;
 //! - [`containers`]: what is done to one container;
+//! - [`handover`]: a run that goes on when its own container stops;
 //! - [`health`]: when a container counts as serving;
 //! - [`naming`]: names and labels of what a run makes.
 
@@ -15,6 +16,7 @@ mod connection;
 pub mod containers;
 mod credentials;
 pub mod error;
+pub mod handover;
 pub mod health;
 pub mod images;
 pub mod naming;

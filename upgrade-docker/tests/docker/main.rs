@@ -4,5 +4,6 @@
 
 mod documentation;
 mod foundation;
+mod handover;
 mod sweeps;
 mod world;
