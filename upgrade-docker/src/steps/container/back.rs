@@ -84,7 +84,9 @@ impl Container {
             None => self.make_again(client, cx, undo).await?,
         };
         containers::rename(client, &id, name).await?;
-        undo.found.restart.give(client, &id, name).await?;
+        if !at.old.as_ref().is_some_and(|old| has_restart(old, undo)) {
+            undo.found.restart.give(client, &id, name).await?;
+        }
         if undo.found.running {
             containers::start(client, &id, name).await?;
         } else {
@@ -121,8 +123,12 @@ fn restored<'a>(at: &'a Situation, undo: &ContainerUndo) -> Option<&'a Container
 
 fn is_back(at: &Situation, undo: &ContainerUndo) -> bool {
     let Some(old) = at.old.as_ref().or_else(|| restored(at, undo)) else { return false };
-    let restart = old.host_config.as_ref().and_then(|host| host.restart_policy.as_ref());
-    let restart = restart.and_then(|policy| policy.name).map(|name| name.to_string()).unwrap_or_default();
-    let same_restart = restart == undo.found.restart.name || (restart.is_empty() && undo.found.restart.name == "no");
-    at.new.is_none() && name_of(old) == undo.name && is_running(old) == undo.found.running && same_restart
+    at.new.is_none() && name_of(old) == undo.name && is_running(old) == undo.found.running && has_restart(old, undo)
+}
+
+fn has_restart(container: &ContainerInspectResponse, undo: &ContainerUndo) -> bool {
+    let policy = container.host_config.as_ref().and_then(|host| host.restart_policy.as_ref());
+    let name = policy.and_then(|policy| policy.name).map(|name| name.to_string()).unwrap_or_default();
+    // Engines spell *no* in two ways.
+    name == undo.found.restart.name || (name.is_empty() && undo.found.restart.name == "no")
 }

@@ -55,7 +55,9 @@ impl Container {
             if undo.found.running {
                 not_cancelled(cx)?;
                 // An engine or a machine that starts anew must not start it beside the new one.
-                Restart::never().give(&client, id_of(old), name).await?;
+                if undo.found.restart != Restart::never() {
+                    Restart::never().give(&client, id_of(old), name).await?;
+                }
                 cx.progress(2, 4, format!("stopping container {name}"));
                 containers::stop(&client, id_of(old), name, grace_of(old)).await?;
             }
