@@ -9,7 +9,9 @@
 //! - [`containers`]: what is done to one container;
 //! - [`handover`]: a run that goes on when its own container stops;
 //! - [`health`]: when a container counts as serving;
-//! - [`naming`]: names and labels of what a run makes.
+//! - [`naming`]: names and labels of what a run makes;
+//! - [`specification`]: what a container is made of, taken from one that is there;
+//! - [`verbatim`]: containers in the engine's own words.
 
 pub mod checks;
 mod connection;
@@ -21,8 +23,10 @@ pub mod health;
 pub mod images;
 pub mod naming;
 pub mod reference;
+pub mod specification;
 pub mod steps;
 pub mod target;
+pub mod verbatim;
 
 use upgrade_core::registry::Registry;
 

@@ -1,13 +1,22 @@
 //! The kinds of steps, one module each.
 
+mod container;
+
+pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
+
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
-pub(crate) fn register(_registry: &mut Registry) {}
+pub(crate) fn register(registry: &mut Registry) {
+    registry.step(
+        "docker.container",
+        "Replaces a container by one from another image, everything else the same",
+        reversible(Container::from_config),
+    );
+}
 
-#[allow(dead_code)]
 fn reversible<C, S: Rollback>(
     make: fn(C, &BuildContext) -> Result<S, BuildError>,
 ) -> impl Fn(C, &BuildContext) -> Result<AnyStep, BuildError> {

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod container;
 mod documentation;
 mod foundation;
 mod handover;
