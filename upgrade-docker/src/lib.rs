@@ -7,6 +7,7 @@
 //! - [`reference`](mod@reference): names of images, and `credentials`: who may pull them;
 //! - [`images`]: images obtained, verified and kept;
 //! - [`containers`]: what is done to one container;
+//! - [`mounts`], `oneoff` and `printed`: containers that run one command, and what it printed;
 //! - [`health`]: when a container counts as serving;
 //! - [`naming`]: names and labels of what a run makes.
 
@@ -17,7 +18,10 @@ mod credentials;
 pub mod error;
 pub mod health;
 pub mod images;
+pub mod mounts;
 pub mod naming;
+mod oneoff;
+mod printed;
 pub mod reference;
 pub mod steps;
 pub mod target;
@@ -26,6 +30,7 @@ use upgrade_core::registry::Registry;
 
 pub use connection::TlsFiles;
 pub use error::DockerError;
+pub use mounts::MountSpec;
 pub use reference::ImageReference;
 pub use target::{Engine, EngineConfig, RegistryLogin};
 

@@ -4,5 +4,6 @@
 
 mod documentation;
 mod foundation;
+mod run;
 mod sweeps;
 mod world;
