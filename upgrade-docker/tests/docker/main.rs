@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod checks;
 mod documentation;
 mod foundation;
 mod run;
