@@ -8,6 +8,7 @@
 //! - [`images`]: images obtained, verified and kept;
 //! - [`containers`]: what is done to one container;
 //! - [`handover`]: a run that goes on when its own container stops;
+//! - [`mounts`], `oneoff` and `printed`: containers that run one command, and what it printed;
 //! - [`health`]: when a container counts as serving;
 //! - [`naming`]: names and labels of what a run makes;
 //! - [`specification`]: what a container is made of, taken from one that is there;
@@ -21,7 +22,10 @@ pub mod error;
 pub mod handover;
 pub mod health;
 pub mod images;
+pub mod mounts;
 pub mod naming;
+mod oneoff;
+mod printed;
 pub mod reference;
 pub mod specification;
 pub mod steps;
@@ -32,6 +36,7 @@ use upgrade_core::registry::Registry;
 
 pub use connection::TlsFiles;
 pub use error::DockerError;
+pub use mounts::MountSpec;
 pub use reference::ImageReference;
 pub use target::{Engine, EngineConfig, RegistryLogin};
 

@@ -1,8 +1,18 @@
 //! The kinds of steps, one module each.
 
+mod blue_green;
+mod compose;
 mod container;
+mod run;
+mod volume_backup;
 
+pub use blue_green::{
+    AliasSwitch, BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, NamesUndo, ProxySwitch, ProxyUndo, Switch,
+};
+pub use compose::{Compose, ComposeConfig, ComposeOutput, ComposeUndo, Replicas, ServiceOutput, ServiceUndo};
 pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
+pub use run::{Run, RunConfig, RunOutput, RunUndo, UndoCommand, UndoConfig, UndoableRun};
+pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
 
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
@@ -10,11 +20,11 @@ use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
-    registry.step(
-        "docker.container",
-        "Replaces a container by one from another image, everything else the same",
-        reversible(Container::from_config),
-    );
+    registry
+        .step("docker.blue_green", "Replaces a container by a new one beside it, and switches traffic without a failed request", reversible(BlueGreen::from_config))
+        .step("docker.compose", "Brings services of a Compose project to other images or variables, as one unit", reversible(Compose::from_config))
+        .step("docker.container", "Replaces a container by one from another image, everything else the same", reversible(Container::from_config))
+        .step("docker.run", "Runs a command in a container of its own, and another one to undo it", Run::any_from_config);
 }
 
 fn reversible<C, S: Rollback>(

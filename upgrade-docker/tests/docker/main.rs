@@ -2,9 +2,11 @@
 
 #![cfg(test)]
 
+mod checks;
 mod container;
 mod documentation;
 mod foundation;
 mod handover;
+mod run;
 mod sweeps;
 mod world;
