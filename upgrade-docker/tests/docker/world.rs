@@ -79,7 +79,8 @@ impl Drop for Corner {
             (&["ps", "--all"][..], &["rm", "--force", "--volumes"][..], "{{.Names}}"),
             (&["network", "ls"], &["network", "rm"], "{{.Name}}"),
             (&["volume", "ls"], &["volume", "rm", "--force"], "{{.Name}}"),
-            (&["image", "ls"], &["image", "rm", "--force"], "{{.Repository}}:{{.Tag}}"),
+            // With its parents, another test's build would lose what it just found in the cache.
+            (&["image", "ls"], &["image", "rm", "--force", "--no-prune"], "{{.Repository}}:{{.Tag}}"),
         ] {
             // Another test may have removed something between the list and its reading.
             let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.list(list, format)));
