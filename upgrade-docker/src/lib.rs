@@ -8,7 +8,8 @@
 //! - [`images`]: images obtained, verified and kept;
 //! - [`containers`]: what is done to one container;
 //! - [`health`]: when a container counts as serving;
-//! - [`naming`]: names and labels of what a run makes.
+//! - [`naming`]: names and labels of what a run makes;
+//! - `volumes`: what volumes hold, read and written through the archive API.
 
 pub mod checks;
 mod connection;
@@ -21,6 +22,7 @@ pub mod naming;
 pub mod reference;
 pub mod steps;
 pub mod target;
+mod volumes;
 
 use upgrade_core::registry::Registry;
 

@@ -5,4 +5,6 @@
 mod documentation;
 mod foundation;
 mod sweeps;
+mod volume_backup;
+mod volumes;
 mod world;
