@@ -13,6 +13,7 @@
 //! - [`naming`]: names and labels of what a run makes;
 //! - [`specification`]: what a container is made of, taken from one that is there;
 //! - [`verbatim`]: containers in the engine's own words.
+//! - `volumes`: what volumes hold, read and written through the archive API.
 
 pub mod checks;
 mod connection;
@@ -31,6 +32,7 @@ pub mod specification;
 pub mod steps;
 pub mod target;
 pub mod verbatim;
+mod volumes;
 
 use upgrade_core::registry::Registry;
 

@@ -9,4 +9,6 @@ mod foundation;
 mod handover;
 mod run;
 mod sweeps;
+mod volume_backup;
+mod volumes;
 mod world;

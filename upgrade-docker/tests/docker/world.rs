@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -77,6 +78,11 @@ impl Corner {
         format!("{}-{what}", self.prefix)
     }
 
+    /// A directory of this machine that goes with the corner; pipelines name it `/tmp/PREFIX`.
+    pub(crate) fn directory(&self) -> PathBuf {
+        Path::new("/tmp").join(&self.prefix)
+    }
+
     /// What stands there, as the engine lists it: `names` of containers, networks, volumes, images.
     pub(crate) fn list(&self, list: &[&str], format: &str) -> Vec<String> {
         let mut arguments = list.to_vec();
@@ -88,13 +94,29 @@ impl Corner {
     }
 }
 
+/// Compares an undo record with its golden file and returns what that holds; `UPDATE_GOLDEN=1` writes it.
+pub(crate) fn golden(name: &str, undo: &impl serde::Serialize, replace: &[(&str, &str)]) -> Value {
+    let mut text = serde_json::to_string_pretty(undo).unwrap() + "\n";
+    for (from, to) in replace {
+        text = text.replace(from, to);
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{}", path.display());
+    serde_json::from_str(&text).unwrap()
+}
+
 impl Drop for Corner {
     fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.directory());
         for (list, remove, format) in [
             (&["ps", "--all"][..], &["rm", "--force", "--volumes"][..], "{{.Names}}"),
             (&["network", "ls"], &["network", "rm"], "{{.Name}}"),
             (&["volume", "ls"], &["volume", "rm", "--force"], "{{.Name}}"),
-            (&["image", "ls"], &["image", "rm", "--force"], "{{.Repository}}:{{.Tag}}"),
+            // With its parents, another test's build would lose what it just found in the cache.
+            (&["image", "ls"], &["image", "rm", "--force", "--no-prune"], "{{.Repository}}:{{.Tag}}"),
         ] {
             // Another test may have removed something between the list and its reading.
             let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.list(list, format)));

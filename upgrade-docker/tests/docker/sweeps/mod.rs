@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod run;
+mod volume_backup;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
