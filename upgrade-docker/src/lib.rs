@@ -11,6 +11,7 @@
 //! - [`naming`]: names and labels of what a run makes.
 
 pub mod checks;
+mod compose;
 mod connection;
 pub mod containers;
 mod credentials;

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod compose;
 mod documentation;
 mod foundation;
 mod sweeps;
