@@ -102,6 +102,9 @@ impl Present {
                 labels.retain(|name, _| !OF_ITS_MAKING.contains(&name.as_str()));
             }
             if let Some(Value::Array(environment)) = config.get_mut("Env") {
+                // Version 1 leaves the id of the container there whose volumes it carried over.
+                environment
+                    .retain(|variable| !variable.as_str().is_some_and(|text| text.starts_with("affinity:container=")));
                 environment.sort_by_key(ToString::to_string);
             }
         }
@@ -132,7 +135,9 @@ impl Present {
                 let mut aliases: Vec<&Value> =
                     endpoint["Aliases"].as_array().into_iter().flatten().filter(own).collect();
                 aliases.sort_by_key(|alias| alias.to_string());
-                (name, json!({ "aliases": aliases, "ipam": endpoint["IPAMConfig"] }))
+                // Version 1 gives a container its aliases when it starts it.
+                aliases.retain(|_| self.found.running);
+                (name, json!({ "aliases": aliases, "ipam": endpoint["IPAMConfig"].as_object().filter(|ipam| !ipam.is_empty()) }))
             })
             .collect();
         json!({ "config": config, "host": host, "mounts": mounts, "networks": networks, "image": self.found.image })

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 use upgrade_core::leftovers;
@@ -123,6 +124,8 @@ pub struct ServiceOutput {
 pub struct Compose {
     engine: Arc<Engine>,
     config: ComposeConfig,
+    /// Asking for the version takes as long as many another command.
+    program: OnceCell<Program>,
 }
 
 impl Compose {
@@ -178,13 +181,14 @@ impl Compose {
                 .with_hint("write `[docker, compose]`, or leave it out"));
         }
         let engine = Engine::named(config.target.as_deref(), cx)?;
-        Ok(Self { engine, config })
+        Ok(Self { engine, config, program: OnceCell::new() })
     }
 
     /// Finds the program, and the files that are there now.
     async fn program(&self, cx: &Context) -> Result<Program, StepError> {
         let config = &self.config;
-        let mut program = Program::find(cx, &self.engine, config.compose.as_deref(), &config.directory).await?;
+        let find = || Program::find(cx, &self.engine, config.compose.as_deref(), &config.directory);
+        let mut program = self.program.get_or_try_init(find).await?.clone();
         program.files = self.files_there();
         program.env_file = config.env_file.clone();
         program.profiles = config.profiles.clone();

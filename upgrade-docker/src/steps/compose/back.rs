@@ -26,8 +26,7 @@ pub(super) async fn rollback(step: &Compose, cx: &Context, undo: &ComposeUndo) -
     }
     let program = step.program(cx).await?;
     if intended {
-        let hashes = program.hashes(cx, &undo.project).await?;
-        refuse_strangers(cx, &program, undo, &hashes, &of_project(&client, &undo.project).await?)?;
+        refuse_strangers(cx, &client, &program, undo).await?;
     }
     for file in &undo.files {
         not_cancelled(cx)?;

@@ -47,9 +47,7 @@ pub(super) async fn apply(step: &Compose, cx: &Context, undo: &ComposeUndo) -> R
         file.apply(cx).await?;
     }
     let program = step.program(cx).await?;
-    let hashes = program.hashes(cx, &undo.project).await?;
-    let present = of_project(&client, &undo.project).await?;
-    refuse_strangers(cx, &program, undo, &hashes, &present)?;
+    refuse_strangers(cx, &client, &program, undo).await?;
     let roll = Roll { step, cx, client: &client, program: &program, undo };
     for (at, service) in undo.services.iter().enumerate() {
         cx.progress(at as u64, undo.services.len() as u64, format!("service {}", service.service));
@@ -104,34 +102,34 @@ fn conflict(
 
 /// Refuses containers that are neither those found nor what the files say: version 1 alone tells
 /// reliably, by its hash, what the files say.
-pub(super) fn refuse_strangers(
+pub(super) async fn refuse_strangers(
     cx: &Context,
+    client: &Docker,
     program: &Program,
     undo: &ComposeUndo,
-    hashes: &BTreeMap<String, String>,
-    present: &[Present],
 ) -> Result<(), StepError> {
     if program.generation == Generation::Two || cx.on_conflict() == OnConflict::Overwrite {
         return Ok(());
     }
-    for service in undo.services.iter().filter(|service| !service.lives_in) {
-        let known = |found: &FoundContainer| {
-            service.was(&found.id)
-                || hashes.get(&service.service) == Some(&found.hash)
-                || service.containers.iter().any(|before| before.hash == found.hash)
-        };
-        let strangers: Vec<_> = service
-            .among(present)
-            .into_iter()
-            .map(|container| &container.found)
-            .filter(|found| !known(found))
-            .collect();
-        if !strangers.is_empty() {
+    let present = of_project(client, &undo.project).await?;
+    // The hash of a service that lives in another one's container changes with that one's id.
+    let services = undo.services.iter().filter(|service| !service.lives_in);
+    let new: Vec<_> = services
+        .flat_map(|service| service.among(&present).into_iter().map(move |container| (service, &container.found)))
+        .filter(|(service, found)| !service.was(&found.id))
+        .filter(|(service, found)| !service.containers.iter().any(|before| before.hash == found.hash))
+        .collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let hashes = program.hashes(cx, &undo.project).await?;
+    match new.into_iter().find(|(service, found)| hashes.get(&service.service) != Some(&found.hash)) {
+        None => Ok(()),
+        Some((service, found)) => {
             let before: Vec<_> = service.containers.iter().collect();
-            return Err(conflict(undo, service, &before, "as the files say", &strangers));
+            Err(conflict(undo, service, &before, "as the files say", &[found]))
         }
     }
-    Ok(())
 }
 
 /// Makes right what a replacement that was cut off left: both versions give the old container another
