@@ -16,6 +16,7 @@
 //! - `volumes`: what volumes hold, read and written through the archive API.
 
 pub mod checks;
+mod compose;
 mod connection;
 pub mod containers;
 mod credentials;

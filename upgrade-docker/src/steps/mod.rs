@@ -15,6 +15,7 @@ pub use run::{Run, RunConfig, RunOutput, RunUndo, UndoCommand, UndoConfig, Undoa
 pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
 
 mod volume_backup;
+mod compose;
 
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
@@ -34,6 +35,15 @@ pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, Vol
 pub(crate) fn register(registry: &mut Registry) {
     let backup = "Keeps what a volume holds in an archive, and proves it by reading it back";
     registry.step("docker.volume_backup", backup, reversible(VolumeBackup::from_config));
+pub use compose::{Compose, ComposeConfig, ComposeOutput, ComposeUndo, Replicas, ServiceOutput, ServiceUndo};
+
+/// Registers every kind of step: its name, what it does, and how it is made.
+pub(crate) fn register(registry: &mut Registry) {
+    registry.step(
+        "docker.compose",
+        "Brings services of a Compose project to other images or variables, as one unit",
+        reversible(Compose::from_config),
+    );
 }
 
 fn reversible<C, S: Rollback>(

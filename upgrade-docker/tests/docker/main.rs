@@ -4,6 +4,7 @@
 
 mod checks;
 mod container;
+mod compose;
 mod documentation;
 mod foundation;
 mod handover;
