@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod blue_green;
 mod documentation;
 mod foundation;
 mod sweeps;
