@@ -8,7 +8,9 @@
 //! - [`images`]: images obtained, verified and kept;
 //! - [`containers`]: what is done to one container;
 //! - [`health`]: when a container counts as serving;
-//! - [`naming`]: names and labels of what a run makes.
+//! - [`naming`]: names and labels of what a run makes;
+//! - [`specification`]: what a container is made of, taken from one that is there;
+//! - [`verbatim`]: containers in the engine's own words.
 
 pub mod checks;
 mod connection;
@@ -19,8 +21,10 @@ pub mod health;
 pub mod images;
 pub mod naming;
 pub mod reference;
+pub mod specification;
 pub mod steps;
 pub mod target;
+pub mod verbatim;
 
 use upgrade_core::registry::Registry;
 
