@@ -62,6 +62,11 @@ impl Corner {
         format!("{}-{what}", self.prefix)
     }
 
+    /// A directory of this machine that belongs to this corner; not made yet.
+    pub(crate) fn directory(&self) -> std::path::PathBuf {
+        std::env::temp_dir().join(&self.prefix)
+    }
+
     /// What stands there, as the engine lists it: `names` of containers, networks, volumes, images.
     pub(crate) fn list(&self, list: &[&str], format: &str) -> Vec<String> {
         let mut arguments = list.to_vec();
@@ -75,6 +80,7 @@ impl Corner {
 
 impl Drop for Corner {
     fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.directory());
         for (list, remove, format) in [
             (&["ps", "--all"][..], &["rm", "--force", "--volumes"][..], "{{.Names}}"),
             (&["network", "ls"], &["network", "rm"], "{{.Name}}"),

@@ -9,12 +9,12 @@
 //!                        └──────────┴──────────┘ undo: traffic back first, then the new one is removed
 //! ```
 
+mod beside;
 mod config;
 mod names;
 mod program;
 mod proxy;
 mod replacement;
-mod successor;
 mod template;
 
 pub use config::{AliasSwitch, BlueGreenConfig, ProxySwitch, Switch};
@@ -41,8 +41,8 @@ use upgrade_core::units::Span;
 use crate::containers::{self, id_of};
 use crate::error::{not_cancelled, unless_cancelled};
 use crate::target::Engine;
+use beside::MADE_BY;
 use proxy::Proxy;
-use successor::MADE_BY;
 
 /// How long a request that was sent just before a crash may take to be begun by the engine.
 const IN_FLIGHT: std::time::Duration = std::time::Duration::from_millis(200);

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 
+use super::beside::{aliases_of, named_networks};
 use super::config::AliasSwitch;
-use super::successor::{aliases_of, named_networks};
 use crate::containers::{self, name_of};
 use crate::error::{DockerError, Doing, found};
 use crate::naming::kept;

@@ -1,23 +1,32 @@
 //! What is there, what is to be made of it, and the new container itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bollard::Docker;
-use bollard::models::{ContainerInspectResponse, NetworkConnectRequest};
-use bollard::query_parameters::CreateContainerOptionsBuilder;
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, ImageInspect};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use upgrade_core::context::Context;
 use upgrade_core::error::{Conflict, StepError};
 use upgrade_core::sealed::SealedRef;
 use upgrade_core::secret::ExposeSecret;
 use upgrade_core::step::{Change, Effect, Prepared};
 
-use super::successor::{
-    Differences, Successor, aliases_of, named_networks, refuse_what_only_one_can_have, successor, variable,
-};
+use super::beside::{MADE_BY, refuse_what_only_one_can_have};
 use super::{BlueGreen, BlueGreenOutput, BlueGreenUndo, NamesUndo, Standing, Switch, SwitchUndo, another_definition};
 use crate::containers::{self, id_of, name_of, state_line};
-use crate::error::{Doing, not_cancelled};
-use crate::images;
+use crate::error::not_cancelled;
+use crate::specification::{Changes, Sources, Specification, config_of, specify};
+use crate::{images, verbatim};
+
+/// Keeps how the new container is made; sealed, for it holds the environment.
+#[derive(Serialize, Deserialize)]
+struct Made {
+    body: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    primary: Option<String>,
+    networks: BTreeMap<String, Map<String, Value>>,
+}
 
 impl BlueGreen {
     /// Finds the container that serves, by name: no state is kept between two upgrades.
@@ -70,17 +79,9 @@ impl BlueGreen {
         } else {
             Some(images::obtain(&self.engine, client, cx, &self.config.image, platform, self.config.pull).await?)
         };
+        let mut next = self.describe(client, cx, &old, image.as_ref()).await?;
         let image = image.as_ref().map(images::id_of).transpose()?.unwrap_or_default();
-        let mut env = BTreeMap::new();
-        for (name, value) in &self.config.env {
-            let value = match value {
-                Some(value) => Some(value.resolve(cx).await?.expose_secret().to_owned()),
-                None => None,
-            };
-            env.insert(name.clone(), value);
-        }
-        let same = env.iter().all(|(name, value)| variable(&old, name) == value.as_deref());
-        if old.image.as_deref() == Some(&image) && same {
+        if old.image.as_deref() == Some(&image) && next.same {
             let output =
                 BlueGreenOutput { container: name_of(&old).into(), id: id_of(&old).into(), image, replaced: None };
             return Ok(Prepared::unchanged(output, format!("container {} runs this image", name_of(&old))));
@@ -100,7 +101,21 @@ impl BlueGreen {
             }
             (Switch::Proxy(_), None) => return Err(another_definition()),
         };
-        let made = self.describe(client, cx, &old, &env, &switch).await?;
+        if let SwitchUndo::Alias(names) = &switch {
+            // Names that are not switched are the new one's from the beginning.
+            for (_, endpoint) in next.specification.networks.iter_mut().filter(|(network, _)| names.covers(network)) {
+                endpoint.shift_remove("Aliases");
+            }
+        }
+        let Specification { body, primary, networks } = next.specification;
+        if body.contains_key("MacAddress") {
+            return Err(StepError::permanent(format!(
+                "container {} has a fixed hardware address, which two cannot have at once",
+                name_of(&old)
+            ))
+            .with_hint("make it without `--mac-address`, or replace it in its place with `docker.container`"));
+        }
+        let made = Made { body, primary, networks };
         let text = serde_json::to_vec(&made)
             .map_err(|error| StepError::unknown("the new container cannot be described").with_cause(&error))?;
         let made = if cx.is_dry_run() { SealedRef::of(&text) } else { cx.seal(&text).await? };
@@ -125,28 +140,35 @@ impl BlueGreen {
         text
     }
 
+    /// Describes the new container.
     async fn describe(
         &self,
         client: &Docker,
         cx: &Context,
         old: &ContainerInspectResponse,
-        env: &BTreeMap<String, Option<String>>,
-        switch: &SwitchUndo,
-    ) -> Result<Successor, StepError> {
+        image: Option<&ImageInspect>,
+    ) -> Result<Next, StepError> {
+        let mut changes = Changes { image: Some(self.config.image.to_string()), ..Changes::default() };
+        for (name, value) in &self.config.env {
+            let value = match value {
+                Some(value) => Some(value.resolve(cx).await?.expose_secret().to_owned()),
+                None => None,
+            };
+            changes.env.insert(name.clone(), value);
+        }
+        let container = verbatim::inspect(client, id_of(old)).await?.ok_or_else(|| gone(name_of(old)))?;
         let old_image = match &old.image {
-            Some(id) => images::local(client, id).await?,
-            None => None,
+            Some(id) => images::local(client, id).await?.as_ref().map(config_of).unwrap_or_default(),
+            None => Value::Null,
         };
-        // Names that are not switched are the new one's from the beginning.
-        let all = named_networks(old).into_iter();
-        let beyond = all.filter(|(network, _)| match switch {
-            SwitchUndo::Alias(names) => !names.covers(network),
-            SwitchUndo::Proxy(_) => true,
-        });
-        let aliases = beyond.map(|(network, endpoint)| (network.to_owned(), aliases_of(old, endpoint))).collect();
-        let image = self.config.image.to_string();
-        let differences = Differences { image: &image, env, aliases: &aliases, made_by: cx.marker() };
-        Ok(successor(old, old_image.and_then(|image| image.config).as_ref(), differences))
+        let new_image = image.map(config_of).unwrap_or_default();
+        let inherited = inherited_volumes(client, old).await?;
+        let of = |new_image, changes: &Changes| {
+            specify(Sources { container: &container, old_image: &old_image, new_image, inherited: &inherited }, changes)
+        };
+        let same = of(&old_image, &Changes::default()).differences(&of(&new_image, &changes)).is_empty();
+        changes.labels.insert(MADE_BY.to_owned(), Some(cx.marker()));
+        Ok(Next { specification: of(&new_image, &changes), same })
     }
 
     /// Makes the new container, starts it, and waits until it serves.
@@ -157,15 +179,24 @@ impl BlueGreen {
         undo: &BlueGreenUndo,
     ) -> Result<ContainerInspectResponse, StepError> {
         let made = cx.unseal(&undo.made).await?;
-        let made: Successor = serde_json::from_slice(&made)
+        let made: Made = serde_json::from_slice(&made)
             .map_err(|error| StepError::permanent("how the new container is made cannot be read").with_cause(&error))?;
-        let new = match self.new_one(client, cx, undo).await? {
+        let mut new = self.new_one(client, cx, undo).await?;
+        let unfinished = |new: &ContainerInspectResponse| {
+            let status = new.state.as_ref().and_then(|state| state.status);
+            status == Some(ContainerStateStatusEnum::CREATED)
+        };
+        if let Some(half) = new.take_if(|new| unfinished(new)) {
+            // It may lack some of its networks.
+            containers::remove(client, id_of(&half), &undo.new, true).await?;
+        }
+        let new = match new {
             Some(new) => new,
             None => {
                 not_cancelled(cx)?;
-                let options = CreateContainerOptionsBuilder::new().name(&undo.new).build();
-                let created = client.create_container(Some(options), made.body).await;
-                created.doing(|| format!("making container {}", undo.new))?;
+                let Made { body, primary, networks } = made;
+                let specification = Specification { body, primary, networks };
+                verbatim::create(client, &undo.new, self.config.platform.as_deref(), &specification).await?;
                 self.new_one(client, cx, undo).await?.ok_or_else(|| gone(&undo.new))?
             }
         };
@@ -177,14 +208,6 @@ impl BlueGreen {
                 present: new.image.clone().unwrap_or_default(),
             }));
         }
-        for (network, endpoint) in made.networks {
-            if named_networks(&new).contains_key(network.as_str()) {
-                continue;
-            }
-            let request = NetworkConnectRequest { container: id_of(&new).to_owned(), endpoint_config: Some(endpoint) };
-            let connected = client.connect_network(&network, request).await;
-            connected.doing(|| format!("connecting container {} to network {network}", undo.new))?;
-        }
         not_cancelled(cx)?;
         containers::start(client, id_of(&new), &undo.new).await?;
         self.config.health.wait(client, cx, id_of(&new), &undo.new).await?;
@@ -195,4 +218,22 @@ impl BlueGreen {
 fn gone(name: &str) -> StepError {
     StepError::permanent(format!("container {name} is gone: somebody removed it"))
         .with_hint("find out who removes containers here (`docker events`), then run again")
+}
+
+/// Describes the new container, and tells whether the old one is like that already.
+struct Next {
+    specification: Specification,
+    same: bool,
+}
+
+/// Names the volumes of the containers that a container takes volumes from.
+async fn inherited_volumes(client: &Docker, old: &ContainerInspectResponse) -> Result<BTreeSet<String>, StepError> {
+    let mut names = BTreeSet::new();
+    let from = old.host_config.as_ref().and_then(|host| host.volumes_from.as_ref());
+    for other in from.into_iter().flatten() {
+        let other = other.split(':').next().unwrap_or_default();
+        let other = containers::inspect(client, other).await?;
+        names.extend(other.and_then(|other| other.mounts).into_iter().flatten().filter_map(|mount| mount.name));
+    }
+    Ok(names)
 }

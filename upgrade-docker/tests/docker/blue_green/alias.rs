@@ -61,7 +61,7 @@ fn uuid_like() -> u32 {
 async fn names_are_switched_and_given_back_without_a_failed_request() {
     let Some(corner) = Corner::shared("alias") else { return };
     service(&corner);
-    let step = step(&corner, &corner.web("2.0"), json!({ "alias": {} }), json!({}));
+    let step = step(&corner, &corner.web("2.0"), json!({ "alias": {} }), json!({ "drain": "2s" }));
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
     // Requests by the name, one after the other, as long as the file is there.

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod alias;
+mod proxy;
 
 use serde_json::{Value, json};
 use upgrade_core::error::StepError;
@@ -19,15 +20,6 @@ impl Corner {
         let name = self.name(&format!("image:{version}"));
         Image::web(version).build(&self.engine, &name);
         name
-    }
-
-    fn address(&self, container: &str) -> String {
-        self.engine.docker([
-            "inspect",
-            "--format",
-            "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
-            &self.name(container),
-        ])
     }
 
     /// The containers of the service: name, version, whether it runs.
