@@ -14,9 +14,6 @@ pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
 pub use run::{Run, RunConfig, RunOutput, RunUndo, UndoCommand, UndoConfig, UndoableRun};
 pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
 
-mod volume_backup;
-mod compose;
-
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::step::Rollback;
@@ -28,22 +25,6 @@ pub(crate) fn register(registry: &mut Registry) {
         .step("docker.compose", "Brings services of a Compose project to other images or variables, as one unit", reversible(Compose::from_config))
         .step("docker.container", "Replaces a container by one from another image, everything else the same", reversible(Container::from_config))
         .step("docker.run", "Runs a command in a container of its own, and another one to undo it", Run::any_from_config);
-pub use crate::volumes::consumers::{Consumer, Consumers};
-pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
-
-/// Registers every kind of step: its name, what it does, and how it is made.
-pub(crate) fn register(registry: &mut Registry) {
-    let backup = "Keeps what a volume holds in an archive, and proves it by reading it back";
-    registry.step("docker.volume_backup", backup, reversible(VolumeBackup::from_config));
-pub use compose::{Compose, ComposeConfig, ComposeOutput, ComposeUndo, Replicas, ServiceOutput, ServiceUndo};
-
-/// Registers every kind of step: its name, what it does, and how it is made.
-pub(crate) fn register(registry: &mut Registry) {
-    registry.step(
-        "docker.compose",
-        "Brings services of a Compose project to other images or variables, as one unit",
-        reversible(Compose::from_config),
-    );
 }
 
 fn reversible<C, S: Rollback>(

@@ -2,9 +2,10 @@
 
 #![cfg(test)]
 
+mod blue_green;
 mod checks;
-mod container;
 mod compose;
+mod container;
 mod documentation;
 mod foundation;
 mod handover;
