@@ -6,6 +6,7 @@ mod container;
 mod run;
 mod volume_backup;
 
+pub use crate::volumes::consumers::{Consumer, Consumers};
 pub use blue_green::{
     AliasSwitch, BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, NamesUndo, ProxySwitch, ProxyUndo, Switch,
 };
@@ -21,10 +22,31 @@ use upgrade_core::step::Rollback;
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
     registry
-        .step("docker.blue_green", "Replaces a container by a new one beside it, and switches traffic without a failed request", reversible(BlueGreen::from_config))
-        .step("docker.compose", "Brings services of a Compose project to other images or variables, as one unit", reversible(Compose::from_config))
-        .step("docker.container", "Replaces a container by one from another image, everything else the same", reversible(Container::from_config))
-        .step("docker.run", "Runs a command in a container of its own, and another one to undo it", Run::any_from_config);
+        .step(
+            "docker.blue_green",
+            "Replaces a container by a new one beside it, and switches traffic without a failed request",
+            reversible(BlueGreen::from_config),
+        )
+        .step(
+            "docker.compose",
+            "Brings services of a Compose project to other images or variables, as one unit",
+            reversible(Compose::from_config),
+        )
+        .step(
+            "docker.container",
+            "Replaces a container by one from another image, everything else the same",
+            reversible(Container::from_config),
+        )
+        .step(
+            "docker.run",
+            "Runs a command in a container of its own, and another one to undo it",
+            Run::any_from_config,
+        )
+        .step(
+            "docker.volume_backup",
+            "Keeps what a volume holds in an archive, and proves it by reading it back",
+            reversible(VolumeBackup::from_config),
+        );
 }
 
 fn reversible<C, S: Rollback>(

@@ -78,15 +78,9 @@ impl Corner {
         format!("{}-{what}", self.prefix)
     }
 
-<<<<<<< HEAD
     /// A directory of this machine that goes with the corner; pipelines name it `/tmp/PREFIX`.
     pub(crate) fn directory(&self) -> PathBuf {
         Path::new("/tmp").join(&self.prefix)
-=======
-    /// A directory of this machine that belongs to this corner; not made yet.
-    pub(crate) fn directory(&self) -> std::path::PathBuf {
-        std::env::temp_dir().join(&self.prefix)
->>>>>>> bluegreen
     }
 
     /// What stands there, as the engine lists it: `names` of containers, networks, volumes, images.

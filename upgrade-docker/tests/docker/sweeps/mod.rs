@@ -3,9 +3,9 @@
 
 #![cfg(test)]
 
+mod blue_green;
 mod run;
 mod volume_backup;
-mod blue_green;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
