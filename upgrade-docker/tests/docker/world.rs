@@ -94,20 +94,6 @@ impl Corner {
     }
 }
 
-/// Compares an undo record with its golden file and returns what that holds; `UPDATE_GOLDEN=1` writes it.
-pub(crate) fn golden(name: &str, undo: &impl serde::Serialize, replace: &[(&str, &str)]) -> Value {
-    let mut text = serde_json::to_string_pretty(undo).unwrap() + "\n";
-    for (from, to) in replace {
-        text = text.replace(from, to);
-    }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, &text).unwrap();
-    }
-    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{}", path.display());
-    serde_json::from_str(&text).unwrap()
-}
-
 impl Drop for Corner {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(self.directory());
