@@ -84,7 +84,7 @@ pub async fn obtain(
             })?
         }
     };
-    verify_platform(client, &image, &name, platform).await?;
+    verify_platform(client, &[platform_of(&image)], &name, platform).await?;
     Ok(image)
 }
 
@@ -117,7 +117,17 @@ pub async fn obtain_aside(
         let asked = client.inspect_registry_image(&name, credentials).await;
         Ok(asked.doing(|| format!("asking the registry for image {name}"))?)
     });
-    let digest = asked.await?.descriptor.digest.unwrap_or_default();
+    let asked = asked.await?;
+    let has = asked.platforms.iter().map(|platform| {
+        let part = |part: &Option<String>| part.clone().unwrap_or_default();
+        format!("{}/{}", part(&platform.os), part(&platform.architecture))
+    });
+    let has: Vec<_> = has.filter(|has| has != "/").collect();
+    if !has.is_empty() {
+        // Before it is pulled for nothing.
+        verify_platform(client, &has, &name, platform).await?;
+    }
+    let digest = asked.descriptor.digest.unwrap_or_default();
     let pinned = format!("{}@{digest}", reference.name()).parse::<ImageReference>().map_err(|error| {
         StepError::permanent(format!("the registry names no digest for image {name}"))
             .with_cause(&error)
@@ -127,13 +137,7 @@ pub async fn obtain_aside(
 }
 
 /// Says at once that an image cannot run here, instead of when it was started in the old one's place.
-async fn verify_platform(
-    client: &Docker,
-    image: &ImageInspect,
-    name: &str,
-    wanted: Option<&str>,
-) -> Result<(), StepError> {
-    let has = platform_of(image);
+async fn verify_platform(client: &Docker, has: &[String], name: &str, wanted: Option<&str>) -> Result<(), StepError> {
     let wanted = match wanted {
         Some(wanted) => wanted.to_owned(),
         None => {
@@ -141,13 +145,11 @@ async fn verify_platform(
             format!("{}/{}", version.os.unwrap_or_default(), version.arch.unwrap_or_default())
         }
     };
-    let (same_os, same_architecture) = {
-        let (mut has, mut wanted) = (has.split('/'), wanted.split('/'));
-        (has.next() == wanted.next(), has.next() == wanted.next())
-    };
-    if same_os && same_architecture {
+    let start = |platform: &str| platform.splitn(3, '/').take(2).map(str::to_owned).collect::<Vec<_>>();
+    if has.iter().any(|has| start(has) == start(&wanted)) {
         return Ok(());
     }
+    let has = has.join(", ");
     Err(StepError::permanent(format!("image {name} is for {has}, and {wanted} is needed")).with_hint(
         "build and push the image for this platform as well (`docker buildx build --platform`), or name its `platform` if the engine emulates it",
     ))

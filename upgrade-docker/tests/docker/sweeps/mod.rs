@@ -6,6 +6,7 @@
 mod blue_green;
 mod run;
 mod volume_backup;
+mod container;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
