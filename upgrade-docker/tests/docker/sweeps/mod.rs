@@ -4,9 +4,9 @@
 #![cfg(test)]
 
 mod blue_green;
+mod container;
 mod run;
 mod volume_backup;
-mod container;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
