@@ -16,6 +16,7 @@ mod back;
 mod config;
 mod forward;
 mod plan;
+mod recognise;
 mod situation;
 
 use std::sync::Arc;
