@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod blue_green;
+mod exec;
 mod run;
 mod volume_backup;
 mod container;
