@@ -24,6 +24,7 @@ pub mod error;
 pub mod handover;
 pub mod health;
 pub mod images;
+mod inside;
 pub mod mounts;
 pub mod naming;
 mod oneoff;

@@ -308,7 +308,7 @@ impl Ended {
             _ if self.out_of_memory => {
                 "give the engine's machine more memory, or the command less to do, and run again"
             }
-            126 | 127 => "the program is not in the image, or may not be run: check `command` and `entrypoint`",
+            126 | 127 => "the program is not there, or may not be run: check `command`, and `entrypoint` if it has one",
             137 | 143 => "it was ended from outside: look at `docker events` and the kernel's log, then run again",
             _ => "read what it said, mend that, and run it by hand to see it pass",
         })

@@ -3,6 +3,7 @@
 mod blue_green;
 mod compose;
 mod container;
+mod exec;
 mod run;
 mod volume_backup;
 
@@ -12,6 +13,7 @@ pub use blue_green::{
 };
 pub use compose::{Compose, ComposeConfig, ComposeOutput, ComposeUndo, Replicas, ServiceOutput, ServiceUndo};
 pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
+pub use exec::{Exec, ExecConfig, ExecOutput, ExecUndo, UndoableExec};
 pub use run::{Run, RunConfig, RunOutput, RunUndo, UndoCommand, UndoConfig, UndoableRun};
 pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
 
@@ -36,6 +38,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "docker.container",
             "Replaces a container by one from another image, everything else the same",
             reversible(Container::from_config),
+        )
+        .step(
+            "docker.exec",
+            "Runs a command inside a running container, and another one to undo it",
+            Exec::any_from_config,
         )
         .step(
             "docker.run",

@@ -7,6 +7,7 @@ mod checks;
 mod compose;
 mod container;
 mod documentation;
+mod exec;
 mod foundation;
 mod handover;
 mod run;

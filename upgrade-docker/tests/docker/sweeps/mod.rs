@@ -5,6 +5,7 @@
 
 mod blue_green;
 mod container;
+mod exec;
 mod run;
 mod volume_backup;
 
