@@ -6,5 +6,6 @@ mod documentation;
 mod foundation;
 mod sweeps;
 mod volume_backup;
+mod volume_restore;
 mod volumes;
 mod world;

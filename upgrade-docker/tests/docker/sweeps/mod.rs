@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod volume_backup;
+mod volume_restore;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
