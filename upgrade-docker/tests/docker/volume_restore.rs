@@ -96,6 +96,17 @@ fn what_was_written_since_is_lost_only_if_the_pipeline_says_so() {
         assert!(picture(&corner, &app).contains("data/since"));
         assert!(standing(&corner).contains(&format!("{app} running")), "{}", standing(&corner));
         let test = test.on_conflict(OnConflict::Overwrite);
+        // Without what was kept there is no undo, and nothing is emptied for it.
+        let kept =
+            corner.list(&["volume", "ls"], "{{.Name}}").into_iter().find(|name| name.contains(".kept-")).unwrap();
+        let holder = corner.engine.docker(["inspect", "--format", "{{.Image}} {{json .Config.Labels}}", &kept]);
+        assert!(holder.contains("io.github.upgrade-rs.content"), "{holder}");
+        let aside = format!("{kept}-aside");
+        corner.engine.docker(["rename", &kept, &aside]);
+        let error = step.rollback(&test.back(), &found, None).await.unwrap_err();
+        assert!(error.message().contains("and is gone") && error.hint().unwrap().contains("--skip"), "{error:?}");
+        assert!(picture(&corner, &app).contains("data/since"));
+        corner.engine.docker(["rename", &aside, &kept]);
         step.rollback(&test.back(), &found, None).await.unwrap();
         assert_eq!(picture(&corner, &app), before);
     });
@@ -162,6 +173,16 @@ fn what_cannot_be_restored_is_refused_before_anything_changes() {
         corner.engine.docker(["exec", &corner.name("app"), "rm", "/data/meanwhile"]);
         corner.engine.docker(["exec", &corner.name("app"), "touch", "-d", "@1600000070", "/data"]);
         assert_eq!((standing(&corner), picture(&corner, &corner.name("app"))), before);
+        restore.rollback(&test.back(), &found, None).await.unwrap();
+        assert_eq!((standing(&corner), picture(&corner, &corner.name("app"))), before);
+
+        // What the engine would not put back as it is: the owner of its second name takes the bit away.
+        corner.engine.docker(["exec", &corner.name("app"), "chmod", "4755", "/data/hard"]);
+        let before = (standing(&corner), picture(&corner, &corner.name("app")));
+        let test = TestContext::new("exact");
+        let found = undo(&restore, &test).await;
+        let error = restore.apply(&test.forward(), &found).await.unwrap_err();
+        assert!(error.message().contains("deep/text` differs; nothing was changed"), "{error:?}");
         restore.rollback(&test.back(), &found, None).await.unwrap();
         assert_eq!((standing(&corner), picture(&corner, &corner.name("app"))), before);
     });
