@@ -7,27 +7,39 @@
 //! - [`reference`](mod@reference): names of images, and `credentials`: who may pull them;
 //! - [`images`]: images obtained, verified and kept;
 //! - [`containers`]: what is done to one container;
+//! - [`handover`]: a run that goes on when its own container stops;
+//! - [`mounts`], `oneoff` and `printed`: containers that run one command, and what it printed;
 //! - [`health`]: when a container counts as serving;
 //! - [`naming`]: names and labels of what a run makes;
+//! - [`specification`]: what a container is made of, taken from one that is there;
+//! - [`verbatim`]: containers in the engine's own words.
 //! - `volumes`: what volumes hold, read and written through the archive API.
 
 pub mod checks;
+mod compose;
 mod connection;
 pub mod containers;
 mod credentials;
 pub mod error;
+pub mod handover;
 pub mod health;
 pub mod images;
+pub mod mounts;
 pub mod naming;
+mod oneoff;
+mod printed;
 pub mod reference;
+pub mod specification;
 pub mod steps;
 pub mod target;
+pub mod verbatim;
 mod volumes;
 
 use upgrade_core::registry::Registry;
 
 pub use connection::TlsFiles;
 pub use error::DockerError;
+pub use mounts::MountSpec;
 pub use reference::ImageReference;
 pub use target::{Engine, EngineConfig, RegistryLogin};
 

@@ -111,6 +111,11 @@ impl Engine {
         &self.endpoint.host
     }
 
+    /// Returns the files for TLS, where the engine is reached with it.
+    pub(crate) fn tls(&self) -> Option<&TlsFiles> {
+        self.endpoint.tls.as_ref()
+    }
+
     /// Returns who may pull from and push to registries, as far as the target says.
     pub(crate) fn registries(&self) -> &BTreeMap<String, RegistryLogin> {
         &self.registries

@@ -2,8 +2,14 @@
 
 #![cfg(test)]
 
+mod blue_green;
+mod checks;
+mod compose;
+mod container;
 mod documentation;
 mod foundation;
+mod handover;
+mod run;
 mod sweeps;
 mod volume_backup;
 mod volume_restore;

@@ -42,6 +42,21 @@ pub(crate) fn check(engine: &Engine, kind: &str, with: Value) -> Result<Arc<dyn 
     registry().make_check(kind, with, &build_context(engine.host()))
 }
 
+/// Compares with a golden file; `UPDATE_GOLDEN=1` writes it.
+#[allow(dead_code)]
+pub(crate) fn golden(name: &str, undo: &impl serde::Serialize, replace: &[(&str, &str)]) -> Value {
+    let mut text = serde_json::to_string_pretty(undo).unwrap() + "\n";
+    for (from, to) in replace {
+        text = text.replace(from, to);
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{}", path.display());
+    serde_json::from_str(&text).unwrap()
+}
+
 /// Holds a corner of an engine: everything whose name begins with its prefix, removed on drop.
 pub(crate) struct Corner {
     pub(crate) engine: Engine,
@@ -77,20 +92,6 @@ impl Corner {
         names.sort_unstable();
         names
     }
-}
-
-/// Compares an undo record with its golden file and returns what that holds; `UPDATE_GOLDEN=1` writes it.
-pub(crate) fn golden(name: &str, undo: &impl serde::Serialize, replace: &[(&str, &str)]) -> Value {
-    let mut text = serde_json::to_string_pretty(undo).unwrap() + "\n";
-    for (from, to) in replace {
-        text = text.replace(from, to);
-    }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, &text).unwrap();
-    }
-    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{}", path.display());
-    serde_json::from_str(&text).unwrap()
 }
 
 impl Drop for Corner {

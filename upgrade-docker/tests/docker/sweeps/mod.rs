@@ -3,6 +3,8 @@
 
 #![cfg(test)]
 
+mod blue_green;
+mod run;
 mod volume_backup;
 mod volume_restore;
 
@@ -16,7 +18,6 @@ use crate::world::{Corner, registry};
 
 /// Describes one sweep: a corner of an engine as it is before, the steps that change it, and what
 /// somebody else may do to it meanwhile.
-#[allow(dead_code)]
 pub(crate) struct Case {
     /// Makes what is there before.
     pub(crate) setup: fn(&Corner),
@@ -32,7 +33,6 @@ pub(crate) struct Case {
 }
 
 /// Puts a case on an engine.
-#[allow(dead_code)]
 pub(crate) struct On<'a> {
     case: &'a Case,
     engine: Engine,
@@ -71,7 +71,6 @@ impl Scenario for On<'_> {
 }
 
 /// Lives through every `stride`th trouble of a case.
-#[allow(dead_code)]
 pub(crate) fn sweep(case: &Case, stride: u64, at_least: usize) {
     let Some(engine) = upgrade_testbed::docker::shared() else { return };
     let report = Sweep::new(&On { case, engine }).every(stride).run().unwrap_or_else(|failure| panic!("{failure}"));
@@ -80,7 +79,6 @@ pub(crate) fn sweep(case: &Case, stride: u64, at_least: usize) {
 }
 
 /// Asks that each seeded defect is noticed: what a sweep passes proves something only then.
-#[allow(dead_code)]
 pub(crate) fn notices_every_seeded_defect(case: &Case) {
     let Some(engine) = upgrade_testbed::docker::shared() else { return };
     let case = On { case, engine };

@@ -1,0 +1,52 @@
+//! `docker.blue_green`: traffic switched by names and by a proxy, and what goes wrong on the way.
+
+#![cfg(test)]
+
+mod alias;
+mod proxy;
+
+use serde_json::{Value, json};
+use upgrade_core::error::StepError;
+use upgrade_core::step::{Prepared, Step};
+use upgrade_core::testkit::TestContext;
+use upgrade_docker::steps::{BlueGreen, BlueGreenConfig, BlueGreenUndo};
+use upgrade_testbed::docker::Image;
+
+use crate::world::{Corner, build_context};
+
+impl Corner {
+    /// Makes the image of a web service that says its version.
+    fn web(&self, version: &str) -> String {
+        let name = self.name(&format!("image:{version}"));
+        Image::web(version).build(&self.engine, &name);
+        name
+    }
+
+    /// The containers of the service: name, version, whether it runs.
+    fn colours(&self) -> Vec<String> {
+        let format = "{{.Names}} {{.Image}} {{.State}}";
+        let all = self.list(&["ps", "--all", "--filter", &format!("name={}", self.name("web"))], format);
+        all.iter().map(|line| line.replace(&format!("{}-", self.prefix), "")).collect()
+    }
+}
+
+fn step(corner: &Corner, image: &str, switch: Value, more: Value) -> BlueGreen {
+    let mut with = json!({
+        "target": "engine", "container": corner.name("web"), "image": image, "pull": "never", "switch": switch,
+        "drain": "100ms", "health": { "http": { "port": 8080, "path": "/version" }, "stable": "0s", "every": "50ms" },
+    });
+    with.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let config: BlueGreenConfig = serde_json::from_value(with).unwrap();
+    BlueGreen::from_config(config, &build_context(corner.engine.host())).unwrap()
+}
+
+async fn undo(step: &BlueGreen, test: &TestContext) -> BlueGreenUndo {
+    match step.prepare(&test.forward()).await.unwrap() {
+        Prepared::Change { undo, .. } => undo,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn refused(step: &BlueGreen) -> StepError {
+    step.prepare(&TestContext::new("web").forward()).await.unwrap_err()
+}
