@@ -15,21 +15,12 @@ pub use compose::{Compose, ComposeConfig, ComposeOutput, ComposeUndo, Replicas, 
 pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
 pub use run::{Run, RunConfig, RunOutput, RunUndo, UndoCommand, UndoConfig, UndoableRun};
 pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
+pub use volume_restore::{VolumeRestore, VolumeRestoreConfig, VolumeRestoreOutput, VolumeRestoreUndo};
 
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::step::Rollback;
 
-pub use crate::volumes::consumers::{Consumer, Consumers};
-pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
-pub use volume_restore::{VolumeRestore, VolumeRestoreConfig, VolumeRestoreOutput, VolumeRestoreUndo};
-
-/// Registers every kind of step: its name, what it does, and how it is made.
-pub(crate) fn register(registry: &mut Registry) {
-    let backup = "Keeps what a volume holds in an archive, and proves it by reading it back";
-    registry.step("docker.volume_backup", backup, reversible(VolumeBackup::from_config));
-    let restore = "Puts what a backup holds into a volume, and keeps what it held until commit";
-    registry.step("docker.volume_restore", restore, reversible(VolumeRestore::from_config));
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
     registry
@@ -57,6 +48,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "docker.volume_backup",
             "Keeps what a volume holds in an archive, and proves it by reading it back",
             reversible(VolumeBackup::from_config),
+        )
+        .step(
+            "docker.volume_restore",
+            "Puts what a backup holds into a volume, and keeps what it held until commit",
+            reversible(VolumeRestore::from_config),
         );
 }
 
