@@ -2,7 +2,9 @@
 
 #![cfg(test)]
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use upgrade_core::context::OnConflict;
@@ -109,6 +111,50 @@ fn what_was_written_since_is_lost_only_if_the_pipeline_says_so() {
         corner.engine.docker(["rename", &aside, &kept]);
         step.rollback(&test.back(), &found, None).await.unwrap();
         assert_eq!(picture(&corner, &app), before);
+    });
+}
+
+/// The sweep dies within the first instants of a call; here each call dies later than the last one.
+#[test]
+fn a_death_in_the_middle_of_it_leaves_the_volume_as_it_was_or_as_the_backup_has_it() {
+    let Some(corner) = Corner::shared("death") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let backup = directory.path().join("backup.tar.zst");
+    backup_of(&corner, "two", &backup);
+    with_app(&corner);
+    let app = corner.name("app");
+    let seen = || (standing(&corner), picture(&corner, &app));
+    let before = seen();
+    let step = step(&corner, &backup, &json!({}));
+    runtime().block_on(async {
+        let (mut after, mut delay, mut met) = (None, Duration::from_millis(150), BTreeSet::new());
+        for round in 0.. {
+            let test = TestContext::new("restore");
+            let found = undo(&step, &test).await;
+            let died = tokio::time::timeout(delay, step.apply(&test.forward(), &found)).await.is_err();
+            met.extend(standing(&corner).lines().filter_map(|line| {
+                let what = line.strip_prefix(&*corner.prefix)?.split_once("data.")?.1.split('-').next()?;
+                Some(what.to_owned())
+            }));
+            let test = test.interrupted();
+            if round % 2 == 0 {
+                step.settle(&test.forward(), &found).await.unwrap();
+                step.apply(&test.forward(), &found).await.unwrap();
+                let reached = seen().1;
+                assert_ne!(reached, before.1);
+                assert_eq!(*after.get_or_insert_with(|| reached.clone()), reached, "applied after {delay:?}");
+            }
+            step.settle(&test.back(), &found).await.unwrap();
+            let _ = tokio::time::timeout(delay, step.rollback(&test.back(), &found, None)).await;
+            step.settle(&test.back(), &found).await.unwrap();
+            step.rollback(&test.back(), &found, None).await.unwrap();
+            assert_eq!(seen(), before, "after {delay:?}");
+            if !died {
+                break;
+            }
+            delay += Duration::from_millis(250);
+        }
+        assert!(met.len() > 2, "it died in too few places: {met:?}");
     });
 }
 
