@@ -12,7 +12,8 @@
 //! - [`health`]: when a container counts as serving;
 //! - [`naming`]: names and labels of what a run makes;
 //! - [`specification`]: what a container is made of, taken from one that is there;
-//! - [`verbatim`]: containers in the engine's own words.
+//! - `tunnel`: a way into the networks of an engine;
+//! - [`verbatim`]: containers in the engine's own words;
 //! - `volumes`: what volumes hold, read and written through the archive API.
 
 pub mod checks;
@@ -33,6 +34,7 @@ pub mod reference;
 pub mod specification;
 pub mod steps;
 pub mod target;
+mod tunnel;
 pub mod verbatim;
 mod volumes;
 
@@ -43,6 +45,7 @@ pub use error::DockerError;
 pub use mounts::MountSpec;
 pub use reference::ImageReference;
 pub use target::{Engine, EngineConfig, RegistryLogin};
+pub use tunnel::TunnelConfig;
 
 /// Registers every kind of this crate: `docker` and `docker.*`.
 pub fn register(registry: &mut Registry) {

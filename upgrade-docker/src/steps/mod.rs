@@ -6,6 +6,7 @@ mod container;
 mod exec;
 mod run;
 mod volume_backup;
+mod volume_restore;
 
 pub use crate::volumes::consumers::{Consumer, Consumers};
 pub use blue_green::{
@@ -16,6 +17,7 @@ pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
 pub use exec::{Exec, ExecConfig, ExecOutput, ExecUndo, UndoableExec};
 pub use run::{Run, RunConfig, RunOutput, RunUndo, UndoCommand, UndoConfig, UndoableRun};
 pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
+pub use volume_restore::{VolumeRestore, VolumeRestoreConfig, VolumeRestoreOutput, VolumeRestoreUndo};
 
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
@@ -53,6 +55,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "docker.volume_backup",
             "Keeps what a volume holds in an archive, and proves it by reading it back",
             reversible(VolumeBackup::from_config),
+        )
+        .step(
+            "docker.volume_restore",
+            "Puts what a backup holds into a volume, and keeps what it held until commit",
+            reversible(VolumeRestore::from_config),
         );
 }
 

@@ -57,13 +57,7 @@ impl Contents {
         Self(entries)
     }
 
-    #[allow(dead_code)]
-    pub(crate) fn none() -> Self {
-        Self(Vec::new())
-    }
-
     /// Returns the SHA-256 of the canonical text.
-    #[allow(dead_code)]
     pub(crate) fn token(&self) -> String {
         sha256_hex(&serde_json::to_vec(self).expect("an entry holds nothing that JSON cannot"))
     }
@@ -77,7 +71,6 @@ impl Contents {
     }
 
     /// Tells whether there is nothing below the root.
-    #[allow(dead_code)]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(|entry| entry.path.is_empty())
     }

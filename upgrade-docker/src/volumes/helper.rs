@@ -98,7 +98,6 @@ pub(crate) async fn own(client: &Docker, cx: &Context, name: &str) -> Result<Opt
 }
 
 /// Returns a label of a container of the step's own, if both are there.
-#[allow(dead_code)]
 pub(crate) async fn own_label(
     client: &Docker,
     cx: &Context,
@@ -127,7 +126,6 @@ pub(crate) async fn remove(client: &Docker, cx: &Context, name: &str) -> Result<
 
 /// Removes what runs that died before their undo was durable left on a volume. Only for who has
 /// the lease on the volume: nobody else works on it then.
-#[allow(dead_code)]
 pub(crate) async fn clear(client: &Docker, volume: &str, name_ends: &str) -> Result<(), StepError> {
     let filters = HashMap::from([("label".to_owned(), vec![format!("{OF_VOLUME}={volume}")])]);
     let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
@@ -143,7 +141,6 @@ pub(crate) async fn clear(client: &Docker, volume: &str, name_ends: &str) -> Res
 }
 
 /// Tells whether a file is in a container; links are not followed.
-#[allow(dead_code)]
 pub(crate) async fn has(client: &Docker, id: &str, path: &str) -> Result<bool, DockerError> {
     let options = ContainerArchiveInfoOptionsBuilder::new().path(path).build();
     let answer = client.get_container_archive_info(id, Some(options)).await;
@@ -233,7 +230,6 @@ pub(crate) async fn upload<T: Send + 'static>(
 }
 
 /// Copies what one helper's volume holds into another's.
-#[allow(dead_code)]
 pub(crate) async fn copy(client: &Docker, cx: &Context, from: &str, to: &str) -> Result<(), StepError> {
     let options = DownloadFromContainerOptionsBuilder::new().path(PLACE).build();
     let (client_of_stream, from, context) = (client.clone(), from.to_owned(), cx.clone());

@@ -12,6 +12,8 @@ mod foundation;
 mod handover;
 mod run;
 mod sweeps;
+mod tunnel;
 mod volume_backup;
+mod volume_restore;
 mod volumes;
 mod world;

@@ -7,9 +7,12 @@ use std::process::Stdio;
 
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
+use upgrade_core::step::{Prepared, Step as _};
+use upgrade_core::testkit::TestContext;
+use upgrade_docker::steps::VolumeBackup;
 use upgrade_testbed::docker::Image;
 
-use crate::world::Corner;
+use crate::world::{Corner, build_context};
 
 /// Makes the volume `PREFIX-data` with something of everything in it, and the running container
 /// `PREFIX-app` that uses it; returns the volume's name.
@@ -57,14 +60,12 @@ pub(crate) fn fill(corner: &Corner, container: &str, text: &str) {
 }
 
 /// Writes a file to `/data` of a container, as somebody else.
-#[allow(dead_code)]
 pub(crate) fn write(corner: &Corner, container: &str, name: &str, text: &str) {
     let script = format!("echo {text} >/data/{name}");
     corner.engine.docker(["exec", container, "/bin/sh", "-c", &script]);
 }
 
 /// Writes down what is in `/data` of a container: names, modes, owners, times, links, contents.
-#[allow(dead_code)]
 pub(crate) fn picture(corner: &Corner, container: &str) -> String {
     let done = corner.engine.command(["cp", &format!("{container}:/data"), "-"]).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -95,4 +96,26 @@ pub(crate) fn standing(corner: &Corner) -> String {
     let containers = corner.list(&["ps", "--all"], "{{.Names}} {{.State}}");
     let volumes = corner.list(&["volume", "ls"], "{{.Name}} {{.Driver}} {{.Labels}}");
     [containers, volumes].concat().join("\n")
+}
+
+/// Makes a backup of a volume that [`fill`] filled with `text`, at a place; returns its digest.
+pub(crate) fn backup_of(corner: &Corner, text: &str, to: &std::path::Path) -> String {
+    let (volume, source, image) = (corner.name("source"), corner.name("source"), corner.name("image:1"));
+    Image::shell("sleep 1000").build(&corner.engine, &image);
+    let mount = format!("{volume}:/data");
+    corner.engine.docker(["volume", "create", "--label", "of=backup", &volume]);
+    corner.engine.docker(["create", "--network", "none", "--name", &source, "--volume", &mount, &image]);
+    fill(corner, &source, text);
+    let with = serde_json::json!({ "target": "engine", "volume": volume, "to": to });
+    let config = serde_json::from_value(with).unwrap();
+    let step = VolumeBackup::from_config(config, &build_context(corner.engine.host())).unwrap();
+    let test = TestContext::new("source");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let output = runtime.block_on(async {
+        let Prepared::Change { undo, .. } = step.prepare(&test.forward()).await.unwrap() else { unreachable!() };
+        step.apply(&test.forward(), &undo).await.unwrap()
+    });
+    corner.engine.docker(["rm", &source]);
+    corner.engine.docker(["volume", "rm", &volume]);
+    output.sha256
 }

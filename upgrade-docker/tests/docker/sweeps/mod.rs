@@ -8,6 +8,7 @@ mod container;
 mod exec;
 mod run;
 mod volume_backup;
+mod volume_restore;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
