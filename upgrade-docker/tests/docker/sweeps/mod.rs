@@ -3,6 +3,8 @@
 
 #![cfg(test)]
 
+mod compose;
+
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
 use upgrade_core::pipeline::Pipeline;
