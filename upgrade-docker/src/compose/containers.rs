@@ -205,14 +205,17 @@ pub(crate) async fn await_quiet(client: &Docker, project: &str) -> Result<(), St
 
 /// Tells whether a running container was sent a signal so lately that its end may be under way.
 async fn is_being_stopped(client: &Docker, container: &Present) -> Result<bool, StepError> {
-    let now = jiff::Timestamp::now().as_second();
-    let since = now - i64::try_from(container.grace.as_secs()).unwrap_or(60) - 5;
+    // By the engine's own clock, and to the fraction: what happened a moment ago counts most.
+    let info = client.info().await.doing(|| "asking the engine for its time".into())?;
+    let until = info.system_time.unwrap_or_default();
+    let now = until.parse::<jiff::Timestamp>().unwrap_or_else(|_| jiff::Timestamp::now());
+    let until = format!("{}.{:09}", now.as_second(), now.subsec_nanosecond());
+    let since = now.as_second() - i64::try_from(container.grace.as_secs()).unwrap_or(60) - 5;
     let filters = HashMap::from([
         ("container".to_owned(), vec![container.id().to_owned()]),
         ("event".to_owned(), vec!["kill".to_owned()]),
     ]);
-    let options =
-        EventsOptionsBuilder::new().since(&since.to_string()).until(&now.to_string()).filters(&filters).build();
+    let options = EventsOptionsBuilder::new().since(&since.to_string()).until(&until).filters(&filters).build();
     let mut events = client.events(Some(options));
     match timeout(Duration::from_secs(10), events.next()).await {
         Ok(Some(event)) => event.doing(|| "reading what the engine did".into()).map(|_| true).map_err(StepError::from),

@@ -459,20 +459,13 @@ async fn a_change_of_somebody_else_is_a_conflict() {
     assert_eq!(stack.ids(), ids);
 }
 
-/// Waits until a Compose of this directory runs `up`.
-async fn until_up(directory: &Path) {
-    let began = Instant::now();
-    let runs = || {
-        fs::read_dir("/proc").unwrap().filter_map(Result::ok).any(|process| {
-            let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == directory)
-                && String::from_utf8_lossy(&line).contains("\0up\0")
-        })
-    };
-    while !runs() {
-        assert!(began.elapsed() < Duration::from_secs(30), "Compose was not started");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+/// Tells whether a Compose of this directory runs `up`.
+fn is_up_running(directory: &Path) -> bool {
+    fs::read_dir("/proc").unwrap().filter_map(Result::ok).any(|process| {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == directory)
+            && String::from_utf8_lossy(&line).contains("\0up\0")
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -486,8 +479,10 @@ async fn what_a_killed_driver_left_under_way_is_ended_and_put_right() {
     }
     stack.write(".env", "TAG=1\n");
     stack.compose(&["up", "--detach"]);
-    let before = stack.picture();
-    for (pause, cancelled) in [(0, false), (700, false), (2200, false), (700, true)] {
+    let (before, directory) = (stack.picture(), stack.directory.canonicalize().unwrap());
+    for (moment, cancelled) in [("begun", false), ("stopping", false), ("stopping", true), ("renamed", false)] {
+        let id = stack.ids()["web_1"].clone();
+        let since = stack.corner.engine.docker(["info", "--format", "{{.SystemTime}}"]);
         let step = Arc::new(stack.step(&json!({ "env": { "TAG": "2" }, "health": { "web": quick() } })));
         let mut test = TestContext::new("stack");
         let found = Arc::new(undo(&step, &test).await);
@@ -495,8 +490,22 @@ async fn what_a_killed_driver_left_under_way_is_ended_and_put_right() {
             let (step, found, cx) = (step.clone(), found.clone(), test.forward());
             async move { step.apply(&cx, &found).await }
         });
-        until_up(&stack.directory.canonicalize().unwrap()).await;
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let has = |event: &str| {
+            let (until, filter) =
+                (stack.corner.engine.docker(["info", "--format", "{{.SystemTime}}"]), format!("event={event}"));
+            let container = format!("container={id}");
+            let all = ["events", "--since", &since, "--until", &until, "--filter", &filter, "--filter", &container];
+            !stack.corner.engine.docker(all).is_empty()
+        };
+        let began = Instant::now();
+        while !match moment {
+            "begun" => is_up_running(&directory),
+            "stopping" => has("kill"),
+            _ => has("rename"),
+        } {
+            assert!(began.elapsed() < Duration::from_secs(60), "{moment} was not seen");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         if cancelled {
             test.cancellation().cancel();
             assert!(applying.await.unwrap().is_err());
@@ -506,11 +515,17 @@ async fn what_a_killed_driver_left_under_way_is_ended_and_put_right() {
         }
         step.settle(&test.back(), &found).await.unwrap();
         let settled = stack.containers();
+        if moment == "stopping" {
+            assert!(
+                settled.values().all(|container| container["running"] == false),
+                "its stop is awaited: {settled:?}"
+            );
+        }
         step.rollback(&test.back(), &found, None).await.unwrap();
-        assert_eq!(stack.picture(), before, "{pause} ms: {settled:?}");
+        assert_eq!(stack.picture(), before, "{moment}: {settled:?}");
         // Nothing that was under way comes later.
         tokio::time::sleep(Duration::from_millis(2500)).await;
-        assert_eq!(stack.picture(), before, "{pause} ms: {settled:?}");
+        assert_eq!(stack.picture(), before, "{moment}: {settled:?}");
     }
 }
 
@@ -541,4 +556,51 @@ fn undo_records_of_every_format_are_read() {
     let undo = Compose::read_undo(1, golden.clone()).unwrap();
     assert_eq!(serde_json::to_value(undo).unwrap(), golden);
     assert!(Compose::read_undo(2, golden).is_err());
+}
+
+#[tokio::test]
+async fn jobs_end_first_and_what_lives_in_another_container_moves_with_it() {
+    let file = "services:\n  seed:\n    image: PREFIX-seed:1\n  web:\n    image: PREFIX-web:1\n    depends_on:\n      \
+                seed: { condition: service_completed_successfully }\n  side:\n    image: PREFIX-web:1\n    \
+                command: [sleep, \"1000\"]\n    network_mode: \"service:web\"\n";
+    let Some(stack) = Stack::shared("order", file) else { return };
+    for (name, script) in
+        [("seed:1", "true"), ("seed:2", "sleep 0.5; echo seeded"), ("seed:bad", "echo no table; exit 4")]
+    {
+        stack.image(&Image::shell(script), name);
+    }
+    stack.image(&Image::web("1"), "web:1");
+    stack.image(&Image::web("2"), "web:2");
+    stack.compose(&["up", "--detach"]);
+    // What lives in another container carries its id in its hash.
+    let seen = |stack: &Stack| {
+        let mut all = stack.containers();
+        all.values_mut().for_each(|container| container["hash"] = Value::Null);
+        all
+    };
+    let (before, ids) = (seen(&stack), stack.ids());
+    let with = |seed: &str| json!({ "images": { "seed": seed, "web": "PREFIX-web:2" }, "health": { "web": quick(), "side": quick() } });
+    let (step, test) = (stack.step(&with("PREFIX-seed:bad")), TestContext::new("stack"));
+    let found = undo(&step, &test).await;
+    let error = step.apply(&test.forward(), &found).await.unwrap_err();
+    assert!(error.message().contains("service seed: job ") && error.message().contains("exited with 4"), "{error:?}");
+    assert!(error.detail().unwrap().contains("no table"), "{error:?}");
+    assert_eq!(stack.ids()["web_1"], ids["web_1"], "what waits for the job is not touched");
+    step.rollback(&test.back(), &found, None).await.unwrap();
+    assert_eq!(seen(&stack), before);
+
+    let (step, test) = (stack.step(&with("PREFIX-seed:2")), TestContext::new("stack"));
+    let found = undo(&step, &test).await;
+    let output = step.apply(&test.forward(), &found).await.unwrap();
+    assert_eq!(output.services.keys().collect::<Vec<_>>(), ["seed", "side", "web"]);
+    let engine = &stack.corner.engine;
+    let network = |stack: &Stack| {
+        let now = stack.ids();
+        let mode = engine.docker(["inspect", "--format", "{{.HostConfig.NetworkMode}}", &now["side_1"]]);
+        assert_eq!(mode, format!("container:{}", now["web_1"]));
+    };
+    network(&stack);
+    step.rollback(&test.back(), &found, Some(&output)).await.unwrap();
+    assert_eq!(seen(&stack), before);
+    network(&stack);
 }
