@@ -85,6 +85,17 @@ impl Present {
         &self.found.id
     }
 
+    /// Tells whether it lives in a container of the project that is there no more: in its network, its
+    /// processes, its volumes.
+    pub(crate) fn is_orphan(&self, all: &[Self]) -> bool {
+        let host = self.inspect.host_config.as_ref();
+        let modes = host.into_iter().flat_map(|host| [&host.network_mode, &host.ipc_mode, &host.pid_mode]).flatten();
+        let modes = modes.filter_map(|mode| mode.strip_prefix("container:"));
+        let volumes = host.and_then(|host| host.volumes_from.as_ref()).into_iter().flatten();
+        let volumes = volumes.map(|from| from.split(':').next().unwrap_or_default());
+        modes.chain(volumes).any(|other| !all.iter().any(|one| one.id() == other || one.found.name == other))
+    }
+
     /// Describes it without what differs between two containers that are the same to those who use
     /// them: ids, names, addresses, times. Holds secrets: to be sealed, and never shown.
     pub(crate) fn normalised(&self) -> Value {
@@ -92,7 +103,9 @@ impl Present {
         let id = self.id();
         let mut config = whole["Config"].clone();
         if let Some(config) = config.as_object_mut() {
-            if config.get("Hostname").and_then(Value::as_str).is_some_and(|name| id.starts_with(name)) {
+            // The engine's own choice: an id, its own or that of the container whose network it lives in.
+            let chosen = |name: &str| name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if config.get("Hostname").and_then(Value::as_str).is_some_and(chosen) {
                 config.remove("Hostname");
             }
             for key in ["AttachStdin", "AttachStdout", "AttachStderr", "Volumes"] {

@@ -95,6 +95,9 @@ impl Back<'_> {
                 remove(client, container).await?;
             }
         }
+        if self.roll.is_orphaned(service).await? {
+            self.roll.up(service, service.containers.len(), Start::Renew).await?;
+        }
         let made = self.as_they_ran(service).await?;
         if !made.is_empty() && !service.was_stopped() {
             // An undo is judged by the checks after it; what served badly before serves badly again.

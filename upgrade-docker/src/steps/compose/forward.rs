@@ -194,8 +194,19 @@ impl Roll<'_> {
         if several && !carried && self.step.config.replicas == Replicas::OneByOne && self.differs(service).await? {
             self.one_by_one(service).await?;
         }
-        self.up(service, service.scale, Start::Recreate).await?;
+        let start = if self.is_orphaned(service).await? { Start::Renew } else { Start::Recreate };
+        self.up(service, service.scale, start).await?;
         self.serving(service).await
+    }
+
+    /// Tells whether a service lives in a container that was replaced: version 1 does not see that as
+    /// something to do.
+    pub(super) async fn is_orphaned(&self, service: &ServiceUndo) -> Result<bool, StepError> {
+        if !service.lives_in {
+            return Ok(false);
+        }
+        let present = of_project(self.client, &self.undo.project).await?;
+        Ok(service.among(&present).iter().any(|container| container.is_orphan(&present)))
     }
 
     pub(super) async fn up(&self, service: &ServiceUndo, scale: usize, start: Start) -> Result<(), StepError> {
