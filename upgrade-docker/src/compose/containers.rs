@@ -85,6 +85,17 @@ impl Present {
         &self.found.id
     }
 
+    /// Tells whether it lives in a container of the project that is there no more: in its network, its
+    /// processes, its volumes.
+    pub(crate) fn is_orphan(&self, all: &[Self]) -> bool {
+        let host = self.inspect.host_config.as_ref();
+        let modes = host.into_iter().flat_map(|host| [&host.network_mode, &host.ipc_mode, &host.pid_mode]).flatten();
+        let modes = modes.filter_map(|mode| mode.strip_prefix("container:"));
+        let volumes = host.and_then(|host| host.volumes_from.as_ref()).into_iter().flatten();
+        let volumes = volumes.map(|from| from.split(':').next().unwrap_or_default());
+        modes.chain(volumes).any(|other| !all.iter().any(|one| one.id() == other || one.found.name == other))
+    }
+
     /// Describes it without what differs between two containers that are the same to those who use
     /// them: ids, names, addresses, times. Holds secrets: to be sealed, and never shown.
     pub(crate) fn normalised(&self) -> Value {
@@ -92,7 +103,9 @@ impl Present {
         let id = self.id();
         let mut config = whole["Config"].clone();
         if let Some(config) = config.as_object_mut() {
-            if config.get("Hostname").and_then(Value::as_str).is_some_and(|name| id.starts_with(name)) {
+            // The engine's own choice: an id, its own or that of the container whose network it lives in.
+            let chosen = |name: &str| name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if config.get("Hostname").and_then(Value::as_str).is_some_and(chosen) {
                 config.remove("Hostname");
             }
             for key in ["AttachStdin", "AttachStdout", "AttachStderr", "Volumes"] {
@@ -205,14 +218,17 @@ pub(crate) async fn await_quiet(client: &Docker, project: &str) -> Result<(), St
 
 /// Tells whether a running container was sent a signal so lately that its end may be under way.
 async fn is_being_stopped(client: &Docker, container: &Present) -> Result<bool, StepError> {
-    let now = jiff::Timestamp::now().as_second();
-    let since = now - i64::try_from(container.grace.as_secs()).unwrap_or(60) - 5;
+    // By the engine's own clock, and to the fraction: what happened a moment ago counts most.
+    let info = client.info().await.doing(|| "asking the engine for its time".into())?;
+    let until = info.system_time.unwrap_or_default();
+    let now = until.parse::<jiff::Timestamp>().unwrap_or_else(|_| jiff::Timestamp::now());
+    let until = format!("{}.{:09}", now.as_second(), now.subsec_nanosecond());
+    let since = now.as_second() - i64::try_from(container.grace.as_secs()).unwrap_or(60) - 5;
     let filters = HashMap::from([
         ("container".to_owned(), vec![container.id().to_owned()]),
         ("event".to_owned(), vec!["kill".to_owned()]),
     ]);
-    let options =
-        EventsOptionsBuilder::new().since(&since.to_string()).until(&now.to_string()).filters(&filters).build();
+    let options = EventsOptionsBuilder::new().since(&since.to_string()).until(&until).filters(&filters).build();
     let mut events = client.events(Some(options));
     match timeout(Duration::from_secs(10), events.next()).await {
         Ok(Some(event)) => event.doing(|| "reading what the engine did".into()).map(|_| true).map_err(StepError::from),

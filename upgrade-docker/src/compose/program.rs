@@ -69,6 +69,9 @@ struct Ended {
 pub(crate) enum Start {
     /// Containers that differ from the files are made anew, and all are started.
     Recreate,
+    /// Every container is made anew, and all are started: what Compose does not see as different lives
+    /// in a container that is gone.
+    Renew,
     /// Only what is missing is made; all are started.
     Missing,
     /// Containers that differ are made anew, and none is started.
@@ -161,6 +164,7 @@ impl Compose {
         }
         match start {
             Start::Recreate => arguments.push("--detach".into()),
+            Start::Renew => arguments.extend(["--detach".into(), "--force-recreate".into()]),
             Start::Missing => arguments.extend(["--detach".into(), "--no-recreate".into()]),
             Start::Stopped => arguments.push("--no-start".into()),
         }

@@ -6,10 +6,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use upgrade_core::error::{Class, StepError};
+use upgrade_core::registry::BuildContext;
 use upgrade_core::step::{Prepared, Rollback as _, Step as _};
 use upgrade_core::testkit::TestContext;
 use upgrade_docker::steps::{Compose, ComposeConfig, ComposeUndo};
@@ -56,7 +59,18 @@ impl Stack {
 
     /// Runs Compose as a person would; returns all that it said.
     pub(crate) fn compose(&self, arguments: &[&str]) -> String {
-        compose(&self.directory, self.corner.engine.host(), arguments)
+        self.compose_with(&[], arguments)
+    }
+
+    /// The same, with variables of the shell.
+    pub(crate) fn compose_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> String {
+        let mut command = Command::new(docker::compose().unwrap());
+        command.args(arguments).current_dir(&self.directory).stdin(Stdio::null());
+        command.envs(variables.iter().copied()).env("DOCKER_HOST", self.corner.engine.host());
+        let done = command.output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        assert!(done.status.success(), "{command:?}: {said}");
+        said
     }
 
     /// The ids of all containers of the project, by name.
@@ -129,7 +143,7 @@ impl Stack {
         serde_json::to_string_pretty(&seen).unwrap().replace(&self.corner.prefix, "PREFIX")
     }
 
-    pub(crate) fn step(&self, with: Value) -> Compose {
+    pub(crate) fn step(&self, with: &Value) -> Compose {
         let mut all = json!({
             "target": "engine", "directory": self.directory, "pull": "never", "compose": ["docker-compose"],
         });
@@ -138,17 +152,6 @@ impl Stack {
         let config: ComposeConfig = serde_json::from_str(&text).unwrap();
         Compose::from_config(config, &build_context(self.corner.engine.host())).unwrap()
     }
-}
-
-/// Runs Compose in a directory, on an engine.
-pub(crate) fn compose(directory: &Path, host: &str, arguments: &[&str]) -> String {
-    let program = docker::compose().unwrap();
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir(directory).env("DOCKER_HOST", host).stdin(Stdio::null());
-    let done = command.output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    assert!(done.status.success(), "{command:?}: {said}");
-    said
 }
 
 /// A gate that does not make the tests wait.
@@ -193,7 +196,7 @@ fn shop(what: &str) -> Option<Stack> {
 async fn one_service_gets_another_image_and_back() {
     let Some(stack) = shop("one") else { return };
     let (before, ids) = (stack.picture(), stack.ids());
-    let step = stack.step(json!({ "images": { "web": "PREFIX-web:2" }, "health": { "web": quick() } }));
+    let step = stack.step(&json!({ "images": { "web": "PREFIX-web:2" }, "health": { "web": quick() } }));
     let test = TestContext::new("stack");
     let found = undo(&step, &test).await;
     assert_eq!(stack.picture(), before, "prepare changes nothing");
@@ -220,10 +223,10 @@ async fn one_service_gets_another_image_and_back() {
 async fn what_is_up_to_date_is_left_alone() {
     let Some(stack) = shop("done") else { return };
     for with in [json!({}), json!({ "services": ["web"] })] {
-        let prepared = stack.step(with.clone()).prepare(&TestContext::new("stack").forward()).await.unwrap();
+        let prepared = stack.step(&with).prepare(&TestContext::new("stack").forward()).await.unwrap();
         assert!(matches!(prepared, Prepared::Unchanged { .. }), "{with}: {prepared:?}");
     }
-    let step = stack.step(json!({ "images": { "web": "PREFIX-web:2" }, "health": { "web": quick() } }));
+    let step = stack.step(&json!({ "images": { "web": "PREFIX-web:2" }, "health": { "web": quick() } }));
     let test = TestContext::new("stack");
     let found = undo(&step, &test).await;
     step.apply(&test.forward(), &found).await.unwrap();
@@ -261,7 +264,7 @@ fn many(what: &str) -> Option<Stack> {
 async fn replicas_are_replaced_one_by_one_and_their_numbers_come_back() {
     let Some(stack) = many("many") else { return };
     let before = stack.picture();
-    let step = stack.step(json!({ "images": { "web": "PREFIX-web:2" }, "health": { "web": quick() } }));
+    let step = stack.step(&json!({ "images": { "web": "PREFIX-web:2" }, "health": { "web": quick() } }));
     let test = TestContext::new("stack");
     let found = undo(&step, &test).await;
     let output = step.apply(&test.forward(), &found).await.unwrap();
@@ -279,7 +282,7 @@ async fn replicas_are_replaced_one_by_one_and_their_numbers_come_back() {
 async fn a_roll_that_fails_in_the_middle_leaves_the_other_replicas_alone() {
     let Some(stack) = many("middle") else { return };
     let (before, ids) = (stack.picture(), stack.ids());
-    let step = stack.step(json!({ "images": { "web": "PREFIX-web:bad" }, "health": { "web": quick() } }));
+    let step = stack.step(&json!({ "images": { "web": "PREFIX-web:bad" }, "health": { "web": quick() } }));
     let test = TestContext::new("stack");
     let found = undo(&step, &test).await;
     let error = step.apply(&test.forward(), &found).await.unwrap_err();
@@ -303,7 +306,7 @@ async fn a_variable_changes_what_it_changes_and_volumes_are_carried_over() {
     let (before, ids) = (stack.picture(), stack.ids());
     let volumes = |stack: &Stack| stack.containers()["job_1"]["mounts"].clone();
     let data = volumes(&stack);
-    let step = stack.step(json!({ "env": { "TAG": "2" }, "health": { "job": quick() } }));
+    let step = stack.step(&json!({ "env": { "TAG": "2" }, "health": { "job": quick() } }));
     let test = TestContext::new("stack");
     let found = undo(&step, &test).await;
     assert_eq!(stack.picture(), before);
@@ -322,7 +325,7 @@ async fn what_was_stopped_stays_stopped_both_ways() {
     let Some(stack) = shop("stopped") else { return };
     stack.compose(&["stop", "--timeout", "1", "web"]);
     let before = stack.picture();
-    let step = stack.step(json!({ "images": { "web": "PREFIX-web:2" } }));
+    let step = stack.step(&json!({ "images": { "web": "PREFIX-web:2" } }));
     let test = TestContext::new("stack");
     let found = undo(&step, &test).await;
     let output = step.apply(&test.forward(), &found).await.unwrap();
@@ -346,7 +349,7 @@ async fn a_tag_that_moved_names_the_old_image_again() {
     stack.write("docker-compose.yml", &format!("services:\n  web:\n    image: {name}\n"));
     stack.compose(&["up", "--detach"]);
     let (before, picture) = (stack.containers(), stack.picture());
-    let step = stack.step(json!({ "pull": "always", "health": { "web": quick() } }));
+    let step = stack.step(&json!({ "pull": "always", "health": { "web": quick() } }));
     let test = TestContext::new("stack");
     let found = undo(&step, &test).await;
     let output = step.apply(&test.forward(), &found).await.unwrap();
@@ -399,7 +402,7 @@ async fn what_cannot_be_had_or_started_changes_nothing() {
     ] {
         let mut all = json!({ "health": { "web": quick(), "api": quick() } });
         all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
-        let (step, test, ids) = (stack.step(all), TestContext::new("stack"), stack.ids());
+        let (step, test, ids) = (stack.step(&all), TestContext::new("stack"), stack.ids());
         let found = undo(&step, &test).await;
         let error = step.apply(&test.forward(), &found).await.unwrap_err();
         assert_eq!(error.class(), Class::Permanent, "{error:?}");
@@ -412,4 +415,192 @@ async fn what_cannot_be_had_or_started_changes_nothing() {
             assert_eq!(stack.ids(), ids);
         }
     }
+}
+
+#[tokio::test]
+async fn what_compose_could_not_make_again_is_refused() {
+    let Some(stack) = shop("drift") else { return };
+    stack.write("docker-compose.yml", &SHOP.replace("secret-of-db", "another"));
+    let error = refused(&stack.step(&json!({ "images": { "db": "PREFIX-web:2" } }))).await;
+    assert!(error.message().contains("db_1 is not as the files of the project say"), "{error:?}");
+    assert!(error.hint().unwrap().contains("docker-compose up --detach db"), "{error:?}");
+    assert!(!format!("{error:?}").contains("another"), "{error:?}");
+    let error = refused(&stack.step(&json!({ "images": { "cache": "x:1" } }))).await;
+    assert!(error.message().contains("no service `cache`"), "{error:?}");
+    stack.write("docker-compose.override.yml", "services: { web: { image: \"PREFIX-web:1\" } }\n");
+    let error = refused(&stack.step(&json!({ "images": { "web": "PREFIX-web:2" } }))).await;
+    assert!(error.message().contains("override.yml is not changed"), "{error:?}");
+    stack.write("docker-compose.yml", "services: [web]\n");
+    let error = refused(&stack.step(&json!({}))).await;
+    assert_eq!(error.class(), Class::Permanent, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_change_of_somebody_else_is_a_conflict() {
+    let Some(stack) = shop("foreign") else { return };
+    let step = stack.step(&json!({ "images": { "web": "PREFIX-web:2" }, "health": { "web": quick() } }));
+    let test = TestContext::new("stack");
+    let found = undo(&step, &test).await;
+    let theirs = "services: { web: { restart: always } }\n";
+    stack.write("docker-compose.override.yml", theirs);
+    let error = step.apply(&test.forward(), &found).await.unwrap_err();
+    assert!(error.as_conflict().unwrap().subject.contains("docker-compose.override.yml"), "{error:?}");
+    let error = step.rollback(&test.back(), &found, None).await.unwrap_err();
+    assert!(error.as_conflict().is_some(), "{error:?}");
+    assert_eq!(fs::read_to_string(stack.path("docker-compose.override.yml")).unwrap(), theirs);
+    fs::remove_file(stack.path("docker-compose.override.yml")).unwrap();
+    step.apply(&test.forward(), &found).await.unwrap();
+    // Somebody makes the container anew, of other files than those that stand there.
+    stack.write("theirs.yml", "services: { web: { restart: always } }\n");
+    stack.compose(&["--file", "docker-compose.yml", "--file", "theirs.yml", "up", "--detach"]);
+    let ids = stack.ids();
+    let error = step.rollback(&test.back(), &found, None).await.unwrap_err();
+    assert!(error.as_conflict().unwrap().subject.contains("service web"), "{error:?}");
+    assert_eq!(stack.ids(), ids);
+}
+
+/// Tells whether a Compose of this directory runs `up`.
+fn is_up_running(directory: &Path) -> bool {
+    fs::read_dir("/proc").unwrap().filter_map(Result::ok).any(|process| {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == directory)
+            && String::from_utf8_lossy(&line).contains("\0up\0")
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_driver_left_under_way_is_ended_and_put_right() {
+    // It takes two seconds to end, so that its stop is under way for long.
+    let file = "services:\n  web:\n    image: PREFIX-slow:${TAG}\n    network_mode: none\n    stop_grace_period: 2s\n";
+    let Some(stack) = Stack::shared("killed", file) else { return };
+    for tag in ["1", "2"] {
+        let slow = Image::shell("trap : TERM; while :; do sleep 0.1; done").with("STOPSIGNAL SIGTERM");
+        stack.image(&slow.with(&format!("ENV V={tag}")), &format!("slow:{tag}"));
+    }
+    stack.write(".env", "TAG=1\n");
+    stack.compose(&["up", "--detach"]);
+    let (before, directory) = (stack.picture(), stack.directory.canonicalize().unwrap());
+    for (moment, cancelled) in [("begun", false), ("stopping", false), ("stopping", true), ("renamed", false)] {
+        let id = stack.ids()["web_1"].clone();
+        let since = stack.corner.engine.docker(["info", "--format", "{{.SystemTime}}"]);
+        let step = Arc::new(stack.step(&json!({ "env": { "TAG": "2" }, "health": { "web": quick() } })));
+        let mut test = TestContext::new("stack");
+        let found = Arc::new(undo(&step, &test).await);
+        let applying = tokio::spawn({
+            let (step, found, cx) = (step.clone(), found.clone(), test.forward());
+            async move { step.apply(&cx, &found).await }
+        });
+        let has = |event: &str| {
+            let (until, filter) =
+                (stack.corner.engine.docker(["info", "--format", "{{.SystemTime}}"]), format!("event={event}"));
+            let container = format!("container={id}");
+            let all = ["events", "--since", &since, "--until", &until, "--filter", &filter, "--filter", &container];
+            !stack.corner.engine.docker(all).is_empty()
+        };
+        let began = Instant::now();
+        while !match moment {
+            "begun" => is_up_running(&directory),
+            "stopping" => has("kill"),
+            _ => has("rename"),
+        } {
+            assert!(began.elapsed() < Duration::from_secs(60), "{moment} was not seen");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if cancelled {
+            test.cancellation().cancel();
+            assert!(applying.await.unwrap().is_err());
+            test.renew();
+        } else {
+            applying.abort();
+        }
+        step.settle(&test.back(), &found).await.unwrap();
+        let settled = stack.containers();
+        if moment == "stopping" {
+            assert!(
+                settled.values().all(|container| container["running"] == false),
+                "its stop is awaited: {settled:?}"
+            );
+        }
+        step.rollback(&test.back(), &found, None).await.unwrap();
+        assert_eq!(stack.picture(), before, "{moment}: {settled:?}");
+        // Nothing that was under way comes later.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        assert_eq!(stack.picture(), before, "{moment}: {settled:?}");
+    }
+}
+
+#[test]
+fn mistakes_in_the_configuration_name_their_key() {
+    for (with, key) in [
+        (json!({ "images": { "web": "Shop:1" } }), "images.web"),
+        (json!({ "images": { "web": "shop:1" }, "services": ["api"] }), "images.web"),
+        (json!({ "env": { "COMPOSE_FILE": "x" } }), "env.COMPOSE_FILE"),
+        (json!({ "env": { "A-B": "x" } }), "env.A-B"),
+        (json!({ "env": { "TAG": "$(id)" } }), "env.TAG"),
+        (json!({ "health": { "web": { "exec": [] } } }), "health.web.exec"),
+        (json!({ "compose": [] }), "compose"),
+        (json!({ "target": "nowhere" }), "target"),
+    ] {
+        let mut all = json!({ "directory": "/srv/shop" });
+        all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+        let config: ComposeConfig = serde_json::from_value(all).unwrap();
+        let error = Compose::from_config(config, &BuildContext::new("/")).unwrap_err();
+        assert_eq!(error.key.as_deref(), Some(key), "{with}: {error}");
+    }
+}
+
+#[test]
+fn undo_records_of_every_format_are_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/docker.compose.undo.v1.json");
+    let golden: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let undo = Compose::read_undo(1, golden.clone()).unwrap();
+    assert_eq!(serde_json::to_value(undo).unwrap(), golden);
+    assert!(Compose::read_undo(2, golden).is_err());
+}
+
+#[tokio::test]
+async fn jobs_end_first_and_what_lives_in_another_container_moves_with_it() {
+    let file = "services:\n  seed:\n    image: PREFIX-seed:1\n  web:\n    image: PREFIX-web:1\n    depends_on:\n      \
+                seed: { condition: service_completed_successfully }\n  side:\n    image: PREFIX-web:1\n    \
+                command: [sleep, \"1000\"]\n    network_mode: \"service:web\"\n";
+    let Some(stack) = Stack::shared("order", file) else { return };
+    for (name, script) in
+        [("seed:1", "true"), ("seed:2", "sleep 0.5; echo seeded"), ("seed:bad", "echo no table; exit 4")]
+    {
+        stack.image(&Image::shell(script), name);
+    }
+    stack.image(&Image::web("1"), "web:1");
+    stack.image(&Image::web("2"), "web:2");
+    stack.compose(&["up", "--detach"]);
+    // What lives in another container carries its id in its hash.
+    let seen = |stack: &Stack| {
+        let mut all = stack.containers();
+        all.values_mut().for_each(|container| container["hash"] = Value::Null);
+        all
+    };
+    let (before, ids) = (seen(&stack), stack.ids());
+    let with = |seed: &str| json!({ "images": { "seed": seed, "web": "PREFIX-web:2" }, "health": { "web": quick(), "side": quick() } });
+    let (step, test) = (stack.step(&with("PREFIX-seed:bad")), TestContext::new("stack"));
+    let found = undo(&step, &test).await;
+    let error = step.apply(&test.forward(), &found).await.unwrap_err();
+    assert!(error.message().contains("service seed: job ") && error.message().contains("exited with 4"), "{error:?}");
+    assert!(error.detail().unwrap().contains("no table"), "{error:?}");
+    assert_eq!(stack.ids()["web_1"], ids["web_1"], "what waits for the job is not touched");
+    step.rollback(&test.back(), &found, None).await.unwrap();
+    assert_eq!(seen(&stack), before);
+
+    let (step, test) = (stack.step(&with("PREFIX-seed:2")), TestContext::new("stack"));
+    let found = undo(&step, &test).await;
+    let output = step.apply(&test.forward(), &found).await.unwrap();
+    assert_eq!(output.services.keys().collect::<Vec<_>>(), ["seed", "side", "web"]);
+    let engine = &stack.corner.engine;
+    let network = |stack: &Stack| {
+        let now = stack.ids();
+        let mode = engine.docker(["inspect", "--format", "{{.HostConfig.NetworkMode}}", &now["side_1"]]);
+        assert_eq!(mode, format!("container:{}", now["web_1"]));
+    };
+    network(&stack);
+    step.rollback(&test.back(), &found, Some(&output)).await.unwrap();
+    assert_eq!(seen(&stack), before);
+    network(&stack);
 }

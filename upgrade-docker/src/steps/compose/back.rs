@@ -1,13 +1,15 @@
 //! `rollback`: the files, then the tags, then each service that changed, made again by Compose.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bollard::query_parameters::TagImageOptionsBuilder;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 
-use super::forward::{Roll, refuse_strangers, remove, tidy};
+use super::forward::{Roll, newcomers, refuse_strangers, remove, tidy};
 use super::record::networks;
 use super::{Compose, ComposeUndo, ServiceUndo};
 use crate::compose::containers::{FoundContainer, Present, differing, of_project};
@@ -20,13 +22,22 @@ use crate::reference::ImageReference;
 
 pub(super) async fn rollback(step: &Compose, cx: &Context, undo: &ComposeUndo) -> Result<(), StepError> {
     let client = step.engine.connect_for(cx, Duration::from_secs(600)).await?;
-    let mut intended = !undo.files.is_empty();
+    let mut written = true;
     for file in &undo.files {
-        intended &= file.state(cx).await? == At::Intended;
+        written &= file.state(cx).await? == At::Intended;
     }
     let program = step.program(cx).await?;
-    if intended {
-        refuse_strangers(cx, &client, &program, undo).await?;
+    let newcomers = newcomers(cx, &client, &program, undo).await?;
+    if !newcomers.is_empty() {
+        // What the files said cannot be asked any more once they are put back. Where they were never
+        // written, none of these containers is ours.
+        let hashes = match cx.last_checkpoint::<Intended>()? {
+            Some(intended) => intended.hashes,
+            None if written => program.hashes(cx, &undo.project).await?,
+            None => BTreeMap::new(),
+        };
+        refuse_strangers(undo, &newcomers, &hashes)?;
+        cx.checkpoint(&Intended { hashes }).await?;
     }
     for file in &undo.files {
         not_cancelled(cx)?;
@@ -48,6 +59,12 @@ pub(super) async fn rollback(step: &Compose, cx: &Context, undo: &ComposeUndo) -
         images::let_go(&client, cx, image).await?;
     }
     Ok(())
+}
+
+/// Holds the hashes that containers made by `apply` carry, by service.
+#[derive(Serialize, Deserialize)]
+struct Intended {
+    hashes: BTreeMap<String, String>,
 }
 
 struct Back<'a> {
@@ -77,6 +94,9 @@ impl Back<'_> {
                 not_cancelled(cx)?;
                 remove(client, container).await?;
             }
+        }
+        if self.roll.is_orphaned(service).await? {
+            self.roll.up(service, service.containers.len(), Start::Renew).await?;
         }
         let made = self.as_they_ran(service).await?;
         if !made.is_empty() && !service.was_stopped() {

@@ -47,7 +47,10 @@ pub(super) async fn apply(step: &Compose, cx: &Context, undo: &ComposeUndo) -> R
         file.apply(cx).await?;
     }
     let program = step.program(cx).await?;
-    refuse_strangers(cx, &client, &program, undo).await?;
+    let newcomers = newcomers(cx, &client, &program, undo).await?;
+    if !newcomers.is_empty() {
+        refuse_strangers(undo, &newcomers, &program.hashes(cx, &undo.project).await?)?;
+    }
     let roll = Roll { step, cx, client: &client, program: &program, undo };
     for (at, service) in undo.services.iter().enumerate() {
         cx.progress(at as u64, undo.services.len() as u64, format!("service {}", service.service));
@@ -100,30 +103,36 @@ fn conflict(
     })
 }
 
-/// Refuses containers that are neither those found nor what the files say: version 1 alone tells
-/// reliably, by its hash, what the files say.
-pub(super) async fn refuse_strangers(
+/// Lists the containers that are neither those found nor made of the same files: ours, if they are as
+/// the files say, or else somebody's. Version 1 alone tells reliably, by its hash, what the files say.
+pub(super) async fn newcomers<'a>(
     cx: &Context,
     client: &Docker,
     program: &Program,
-    undo: &ComposeUndo,
-) -> Result<(), StepError> {
+    undo: &'a ComposeUndo,
+) -> Result<Vec<(&'a ServiceUndo, FoundContainer)>, StepError> {
     if program.generation == Generation::Two || cx.on_conflict() == OnConflict::Overwrite {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let present = of_project(client, &undo.project).await?;
     // The hash of a service that lives in another one's container changes with that one's id.
     let services = undo.services.iter().filter(|service| !service.lives_in);
-    let new: Vec<_> = services
-        .flat_map(|service| service.among(&present).into_iter().map(move |container| (service, &container.found)))
+    Ok(services
+        .flat_map(|service| {
+            service.among(&present).into_iter().map(move |container| (service, container.found.clone()))
+        })
         .filter(|(service, found)| !service.was(&found.id))
         .filter(|(service, found)| !service.containers.iter().any(|before| before.hash == found.hash))
-        .collect();
-    if new.is_empty() {
-        return Ok(());
-    }
-    let hashes = program.hashes(cx, &undo.project).await?;
-    match new.into_iter().find(|(service, found)| hashes.get(&service.service) != Some(&found.hash)) {
+        .collect())
+}
+
+/// Refuses containers that are not as the files say, or said.
+pub(super) fn refuse_strangers(
+    undo: &ComposeUndo,
+    newcomers: &[(&ServiceUndo, FoundContainer)],
+    hashes: &BTreeMap<String, String>,
+) -> Result<(), StepError> {
+    match newcomers.iter().find(|(service, found)| hashes.get(&service.service) != Some(&found.hash)) {
         None => Ok(()),
         Some((service, found)) => {
             let before: Vec<_> = service.containers.iter().collect();
@@ -185,8 +194,19 @@ impl Roll<'_> {
         if several && !carried && self.step.config.replicas == Replicas::OneByOne && self.differs(service).await? {
             self.one_by_one(service).await?;
         }
-        self.up(service, service.scale, Start::Recreate).await?;
+        let start = if self.is_orphaned(service).await? { Start::Renew } else { Start::Recreate };
+        self.up(service, service.scale, start).await?;
         self.serving(service).await
+    }
+
+    /// Tells whether a service lives in a container that was replaced: version 1 does not see that as
+    /// something to do.
+    pub(super) async fn is_orphaned(&self, service: &ServiceUndo) -> Result<bool, StepError> {
+        if !service.lives_in {
+            return Ok(false);
+        }
+        let present = of_project(self.client, &self.undo.project).await?;
+        Ok(service.among(&present).iter().any(|container| container.is_orphan(&present)))
     }
 
     pub(super) async fn up(&self, service: &ServiceUndo, scale: usize, start: Start) -> Result<(), StepError> {

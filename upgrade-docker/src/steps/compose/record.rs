@@ -231,10 +231,10 @@ async fn is_done(
     hashes: &BTreeMap<String, String>,
 ) -> Result<bool, StepError> {
     for service in services {
-        let running = service.completes || service.was_stopped();
+        let may_have_ended = service.completes || service.was_stopped();
         let current = service.containers.len() == service.scale
             && service.containers.iter().all(|container| {
-                hashes.get(&service.service) == Some(&container.hash) && (container.running || running)
+                hashes.get(&service.service) == Some(&container.hash) && (container.running || may_have_ended)
             });
         if !current {
             return Ok(false);

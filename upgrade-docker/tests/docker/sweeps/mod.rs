@@ -9,6 +9,7 @@ mod exec;
 mod run;
 mod volume_backup;
 mod volume_restore;
+mod compose;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
