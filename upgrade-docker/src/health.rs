@@ -274,8 +274,10 @@ fn start_of(container: &ContainerInspectResponse) -> (Option<String>, Option<i64
 fn fatal(container: &ContainerInspectResponse, starts: &(Option<String>, Option<i64>)) -> Option<String> {
     let restarting = container.state.as_ref().and_then(|state| state.restarting).unwrap_or(false);
     if restarting || start_of(container) != *starts {
-        let code = container.state.as_ref().and_then(|state| state.exit_code).unwrap_or_default();
-        return Some(format!("it ended (exit code {code}) and is being restarted again and again"));
+        // While it runs once more, the code is that of nothing.
+        let code = container.state.as_ref().and_then(|state| state.exit_code).filter(|_| restarting);
+        let code = code.map(|code| format!(" (exit code {code})")).unwrap_or_default();
+        return Some(format!("it ended{code} and is being restarted again and again"));
     }
     (!containers::is_running(container)).then(|| state_line(container))
 }

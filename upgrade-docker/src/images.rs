@@ -84,18 +84,60 @@ pub async fn obtain(
             })?
         }
     };
-    verify_platform(client, &image, &name, platform).await?;
+    verify_platform(client, &[platform_of(&image)], &name, platform).await?;
     Ok(image)
 }
 
-/// Says at once that an image cannot run here, instead of when it was started in the old one's place.
-async fn verify_platform(
+/// Obtains an image as [`obtain`] does, and leaves every tag of the engine where it is.
+///
+/// What is pulled is pulled by its digest, so that nobody who starts the image by its tag gets
+/// another one before the upgrade says so.
+///
+/// # Errors
+/// As [`obtain`].
+pub async fn obtain_aside(
+    engine: &Engine,
     client: &Docker,
-    image: &ImageInspect,
-    name: &str,
-    wanted: Option<&str>,
-) -> Result<(), StepError> {
-    let has = platform_of(image);
+    cx: &Context,
+    reference: &ImageReference,
+    platform: Option<&str>,
+    pull: Pull,
+) -> Result<ImageInspect, StepError> {
+    let here = match pull {
+        Pull::Never => true,
+        Pull::Missing => local(client, &reference.to_string()).await?.is_some(),
+        Pull::Always => false,
+    };
+    if here || reference.digest().is_some() {
+        return obtain(engine, client, cx, reference, platform, pull).await;
+    }
+    let credentials = engine.credentials(cx, reference.registry()).await?;
+    let name = reference.to_string();
+    let asked = unless_cancelled(cx, async {
+        let asked = client.inspect_registry_image(&name, credentials).await;
+        Ok(asked.doing(|| format!("asking the registry for image {name}"))?)
+    });
+    let asked = asked.await?;
+    let has = asked.platforms.iter().map(|platform| {
+        let part = |part: &Option<String>| part.clone().unwrap_or_default();
+        format!("{}/{}", part(&platform.os), part(&platform.architecture))
+    });
+    let has: Vec<_> = has.filter(|has| has != "/").collect();
+    if !has.is_empty() {
+        // Before it is pulled for nothing.
+        verify_platform(client, &has, &name, platform).await?;
+    }
+    let digest = asked.descriptor.digest.unwrap_or_default();
+    let pinned = format!("{}@{digest}", reference.name()).parse::<ImageReference>().map_err(|error| {
+        StepError::permanent(format!("the registry names no digest for image {name}"))
+            .with_cause(&error)
+            .with_hint("name the image by its digest: NAME@sha256:…")
+    })?;
+    obtain(engine, client, cx, &pinned, platform, Pull::Always).await
+}
+
+/// Says at once that an image cannot run here, instead of when it was started in the old one's place.
+async fn verify_platform(client: &Docker, has: &[String], name: &str, wanted: Option<&str>) -> Result<(), StepError> {
     let wanted = match wanted {
         Some(wanted) => wanted.to_owned(),
         None => {
@@ -103,13 +145,11 @@ async fn verify_platform(
             format!("{}/{}", version.os.unwrap_or_default(), version.arch.unwrap_or_default())
         }
     };
-    let (same_os, same_architecture) = {
-        let (mut has, mut wanted) = (has.split('/'), wanted.split('/'));
-        (has.next() == wanted.next(), has.next() == wanted.next())
-    };
-    if same_os && same_architecture {
+    let start = |platform: &str| platform.splitn(3, '/').take(2).map(str::to_owned).collect::<Vec<_>>();
+    if has.iter().any(|has| start(has) == start(&wanted)) {
         return Ok(());
     }
+    let has = has.join(", ");
     Err(StepError::permanent(format!("image {name} is for {has}, and {wanted} is needed")).with_hint(
         "build and push the image for this platform as well (`docker buildx build --platform`), or name its `platform` if the engine emulates it",
     ))
@@ -170,4 +210,26 @@ pub async fn let_go(client: &Docker, cx: &Context, image_id: &str) -> Result<(),
     let options = RemoveImageOptionsBuilder::new().noprune(true).build();
     let removed = client.remove_image(&format!("{name}:{tag}"), Some(options), None).await;
     found(removed.doing(|| format!("letting go of image {image_id}"))).map(|_| ())
+}
+
+/// Takes the tag away that [`keep`] gave, of an image that may have no other name and be in use.
+///
+/// An engine refuses to take the last name of an image that a container uses. The name is moved to
+/// `other` then, which leaves the image as nameless as it was, and is taken from that one.
+///
+/// # Errors
+/// The engine cannot be asked.
+pub async fn release(client: &Docker, cx: &Context, image_id: &str, other: &str) -> Result<(), DockerError> {
+    match let_go(client, cx, image_id).await {
+        Err(error) if error.is_in_conflict() && other != image_id => {}
+        // Nothing to move it to: a name more does no harm.
+        Err(error) if error.is_in_conflict() => return Ok(()),
+        done => return done,
+    }
+    let (name, tag) = kept_image(image_id, cx);
+    let options = TagImageOptionsBuilder::new().repo(&name).tag(&tag).build();
+    match found(client.tag_image(other, Some(options)).await.doing(|| format!("letting go of image {image_id}")))? {
+        Some(()) => let_go(client, cx, image_id).await,
+        None => Ok(()),
+    }
 }

@@ -23,6 +23,11 @@ pub fn incoming(name: &str, cx: &Context) -> String {
     format!("{name}.incoming-{}", mark(cx))
 }
 
+/// Names the container that is complete and about to take the place of another one.
+pub fn next(name: &str, cx: &Context) -> String {
+    format!("{name}.next-{}", mark(cx))
+}
+
 /// Names the container that was replaced and is kept until commit.
 pub fn kept(name: &str, cx: &Context) -> String {
     format!("{name}.kept-{}", mark(cx))

@@ -4,8 +4,14 @@ const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd
 
 fn image(value: Value) -> Value {
     let mut all = json!({ "Env": ["PATH=/bin", "MODE=image"], "Cmd": ["serve"], "WorkingDir": "/app" });
-    object(&value).into_iter().for_each(|(key, value)| all[key] = value);
+    merge(&mut all, value);
     all
+}
+
+fn merge(all: &mut Value, changes: Value) {
+    if let Value::Object(changes) = changes {
+        changes.into_iter().for_each(|(key, value)| all[key] = value);
+    }
 }
 
 /// A container as an engine reports one that was made with these settings from `image`.
@@ -20,9 +26,8 @@ fn container(config: Value, host: Value) -> Value {
         "Mounts": [],
         "NetworkSettings": { "Networks": { "bridge": { "NetworkID": "b1", "IPAddress": "10.0.0.2", "Aliases": null } } },
     });
-    for (part, changes) in [("Config", config), ("HostConfig", host)] {
-        object(&changes).into_iter().for_each(|(key, value)| all[part][key] = value);
-    }
+    merge(&mut all["Config"], config);
+    merge(&mut all["HostConfig"], host);
     all
 }
 

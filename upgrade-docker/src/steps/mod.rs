@@ -5,6 +5,9 @@ mod blue_green;
 pub use blue_green::{
     AliasSwitch, BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, NamesUndo, ProxySwitch, ProxyUndo, Switch,
 };
+mod container;
+
+pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
 
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
@@ -16,6 +19,9 @@ pub(crate) fn register(registry: &mut Registry) {
         "docker.blue_green",
         "Replaces a container by a new one beside it, and switches traffic without a failed request",
         reversible(BlueGreen::from_config),
+        "docker.container",
+        "Replaces a container by one from another image, everything else the same",
+        reversible(Container::from_config),
     );
 }
 

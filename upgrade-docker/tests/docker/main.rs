@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod blue_green;
+mod container;
 mod documentation;
 mod foundation;
 mod sweeps;

@@ -1,0 +1,134 @@
+//! The way back: the old container, with its name, its restart policy, running as it was found.
+
+use bollard::Docker;
+use bollard::models::ContainerInspectResponse;
+use upgrade_core::context::{Context, OnConflict};
+use upgrade_core::error::StepError;
+
+use super::forward::specification;
+use super::situation::{Situation, Stage, by_name};
+use super::{Container, ContainerOutput, ContainerUndo};
+use crate::containers::{self, grace_of, id_of, is_running, name_of};
+use crate::images;
+use crate::naming;
+use crate::specification::Changes;
+use crate::verbatim;
+
+/// How often the outcome is looked at: what was on its way to the engine may have come in between.
+const LOOKS: usize = 5;
+
+impl Container {
+    pub(super) async fn put_back(
+        &self,
+        cx: &Context,
+        undo: &ContainerUndo,
+        output: Option<&ContainerOutput>,
+    ) -> Result<(), StepError> {
+        let client = self.engine.connect(cx).await?;
+        let known = output.map(|output| output.id.as_str());
+        let mut again = None;
+        let mut looks = 0;
+        loop {
+            let mut at = Situation::read(&client, cx, undo, known).await?;
+            // With the image that the next one was to have as well, it would be taken for that one.
+            let is_again = |new: &mut (Stage, _)| again.as_deref() == Some(id_of(&new.1));
+            if let Some((_, made)) = at.new.take_if(is_again) {
+                at.foreign = Some(made);
+            }
+            if is_back(&at, undo) {
+                break;
+            }
+            if looks == LOOKS {
+                return Err(StepError::transient(format!(
+                    "container {} does not stay as it is put back: it ends, or somebody else works on it",
+                    undo.name
+                ))
+                .with_hint("find out with `docker logs` and `docker events`, then `upgrade rollback` again"));
+            }
+            looks += 1;
+            let id = self.once(&client, cx, undo, &at).await?;
+            again = at.old.is_none().then_some(id);
+        }
+        if let Some(tag) = &undo.tag {
+            tag.put_back(&client, &undo.intended.image_id).await?;
+        }
+        Ok(undo.release_images(&client, cx, true).await?)
+    }
+
+    /// Takes away what took its place, and gives it back; returns its id.
+    async fn once(
+        &self,
+        client: &Docker,
+        cx: &Context,
+        undo: &ContainerUndo,
+        at: &Situation,
+    ) -> Result<String, StepError> {
+        let name = &undo.name;
+        if let Some(foreign) = at.foreign.as_ref().filter(|_| restored(at, undo).is_none()) {
+            if cx.on_conflict() == OnConflict::Stop {
+                return Err(at.conflict(undo));
+            }
+            containers::remove(client, id_of(foreign), name, false).await?;
+        }
+        // From here on a stop that was sent may still be at work: repeated, it is awaited.
+        if let (Some((Stage::Next, _)), Some(old)) = (&at.new, &at.old) {
+            containers::stop(client, id_of(old), name, grace_of(old)).await?;
+        }
+        if let Some((_, new)) = &at.new {
+            // Not killed: it may be writing to the volumes that the old one is to find whole.
+            containers::stop(client, id_of(new), name, grace_of(new)).await?;
+            containers::remove(client, id_of(new), name, true).await?;
+        }
+        let id = match at.old.as_ref().or_else(|| restored(at, undo)) {
+            Some(old) => id_of(old).to_owned(),
+            None => self.make_again(client, cx, undo).await?,
+        };
+        containers::rename(client, &id, name).await?;
+        if !at.old.as_ref().is_some_and(|old| has_restart(old, undo)) {
+            undo.found.restart.give(client, &id, name).await?;
+        }
+        if undo.found.running {
+            containers::start(client, &id, name).await?;
+        } else {
+            let old = containers::inspect(client, &id).await?;
+            if let Some(old) = old.filter(is_running) {
+                containers::stop(client, &id, name, grace_of(&old)).await?;
+            }
+        }
+        Ok(id)
+    }
+
+    /// Makes the old container again from what was kept of it: somebody removed it. What it wrote to
+    /// its own file system is lost.
+    async fn make_again(&self, client: &Docker, cx: &Context, undo: &ContainerUndo) -> Result<String, StepError> {
+        let own = naming::kept(&undo.name, cx);
+        if let Some(unfinished) = by_name(client, &own).await? {
+            containers::remove(client, id_of(&unfinished), &own, false).await?;
+        }
+        let named = images::local(client, &undo.found.image).await?.and_then(|image| image.id);
+        // The name may lead elsewhere by now.
+        let image =
+            if named.as_deref() == Some(&undo.found.image_id) { &undo.found.image } else { &undo.found.image_id };
+        let changes = Changes { image: Some(image.clone()), ..Changes::default() };
+        let specification = specification(cx, client, undo, &undo.found.image_id, &changes).await?;
+        Ok(verbatim::create(client, &own, None, &specification).await?)
+    }
+}
+
+/// The container that was made again in place of one that somebody removed: it has another id.
+fn restored<'a>(at: &'a Situation, undo: &ContainerUndo) -> Option<&'a ContainerInspectResponse> {
+    let made = at.foreign.as_ref().filter(|_| at.old.is_none());
+    made.filter(|made| made.image.as_deref() == Some(&undo.found.image_id))
+}
+
+fn is_back(at: &Situation, undo: &ContainerUndo) -> bool {
+    let Some(old) = at.old.as_ref().or_else(|| restored(at, undo)) else { return false };
+    at.new.is_none() && name_of(old) == undo.name && is_running(old) == undo.found.running && has_restart(old, undo)
+}
+
+fn has_restart(container: &ContainerInspectResponse, undo: &ContainerUndo) -> bool {
+    let policy = container.host_config.as_ref().and_then(|host| host.restart_policy.as_ref());
+    let name = policy.and_then(|policy| policy.name).map(|name| name.to_string()).unwrap_or_default();
+    // Engines spell *no* in two ways.
+    name == undo.found.restart.name || (name.is_empty() && undo.found.restart.name == "no")
+}

@@ -1,0 +1,202 @@
+//! The way forward: made beside, swapped, started, watched.
+
+use bollard::Docker;
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::CreateContainerOptionsBuilder;
+use serde_json::Value;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use upgrade_core::context::{Context, OnConflict};
+use upgrade_core::error::StepError;
+
+use super::plan::inherited;
+use super::situation::{Situation, Stage, aside, by_name};
+use super::{Container, ContainerOutput, ContainerUndo, Restart};
+use crate::containers::{self, grace_of, id_of, is_running, name_of};
+use crate::error::{DockerError, Doing, not_cancelled};
+use crate::images::{self, Pull};
+use crate::naming;
+use crate::reference::ImageReference;
+use crate::specification::{Changes, Sources, Specification, config_of, specify};
+use crate::verbatim;
+
+/// How long a request that a dead process has sent may take to reach the engine's work.
+const ON_ITS_WAY: Duration = Duration::from_millis(50);
+
+impl Container {
+    pub(super) async fn replace(&self, cx: &Context, undo: &ContainerUndo) -> Result<ContainerOutput, StepError> {
+        let name = &undo.name;
+        let client = self.engine.connect(cx).await?;
+        let mut at = Situation::read(&client, cx, undo, None).await?;
+        let astray = match &at.old {
+            // With neither there, somebody took the container away.
+            None => at.new.is_none(),
+            Some(old) => name_of(old) != name && !name_of(old).starts_with(&format!("{}-", naming::kept(name, cx))),
+        };
+        if at.foreign.is_some() || astray {
+            if cx.on_conflict() == OnConflict::Stop {
+                return Err(at.conflict(undo));
+            }
+            if let Some(foreign) = at.foreign.take() {
+                containers::remove(&client, id_of(&foreign), name, false).await?;
+            }
+        }
+
+        let new = match at.new.take() {
+            Some((Stage::Next | Stage::InPlace, new)) => id_of(&new).to_owned(),
+            unfinished => {
+                if let Some((_, unfinished)) = unfinished {
+                    containers::remove(&client, id_of(&unfinished), name, true).await?;
+                }
+                self.make(cx, &client, undo).await?
+            }
+        };
+        if let Some(old) = &at.old {
+            if undo.found.running {
+                not_cancelled(cx)?;
+                // An engine or a machine that starts anew must not start it beside the new one.
+                if undo.found.restart != Restart::never() {
+                    Restart::never().give(&client, id_of(old), name).await?;
+                }
+                cx.progress(2, 4, format!("stopping container {name}"));
+                containers::stop(&client, id_of(old), name, grace_of(old)).await?;
+            }
+            containers::rename(&client, id_of(old), &aside(name, cx, &new)).await?;
+        }
+        containers::rename(&client, &new, name).await?;
+        if undo.found.running {
+            cx.progress(3, 4, format!("starting container {name}"));
+            containers::start(&client, &new, name).await.map_err(|error| not_started(error, name))?;
+            self.config.health.wait(&client, cx, &new, name).await?;
+        }
+        Ok(ContainerOutput { id: new, image: undo.intended.image.clone(), image_id: undo.intended.image_id.clone() })
+    }
+
+    /// Makes the next container beside the old one, complete; returns its id.
+    async fn make(&self, cx: &Context, client: &Docker, undo: &ContainerUndo) -> Result<String, StepError> {
+        let name = &undo.name;
+        not_cancelled(cx)?;
+        self.have_image(cx, client, undo).await?;
+        for image in undo.images() {
+            images::keep(client, cx, image).await?;
+        }
+        if let Some(tag) = &undo.tag {
+            tag.give(client, &undo.intended.image_id).await?;
+        }
+        let changes = self.config.changes(cx, &undo.intended.image).await?;
+        let specification = specification(cx, client, undo, &undo.intended.image_id, &changes).await?;
+        let incoming = naming::incoming(name, cx);
+        cx.progress(1, 4, format!("creating the next container {name}"));
+        let id = verbatim::create(client, &incoming, self.config.platform.as_deref(), &specification).await?;
+        let made = containers::inspect(client, &id).await?.and_then(|made| made.image);
+        if made.as_deref() != Some(&undo.intended.image_id) {
+            containers::remove(client, &id, &incoming, true).await?;
+            return Err(StepError::permanent(format!(
+                "image {} is another one by now: somebody moved its tag on the engine",
+                undo.intended.image
+            ))
+            .with_hint("run again, or name the image by its digest"));
+        }
+        containers::rename(client, &id, &naming::next(name, cx)).await?;
+        Ok(id)
+    }
+
+    /// Obtains the image again if somebody pruned it since it was planned.
+    async fn have_image(&self, cx: &Context, client: &Docker, undo: &ContainerUndo) -> Result<(), StepError> {
+        if images::local(client, &undo.intended.image_id).await?.is_some() {
+            return Ok(());
+        }
+        let gone =
+            |what: &str| StepError::permanent(format!("image {} {what}", undo.intended.image)).with_hint("run again");
+        let reference: ImageReference =
+            undo.intended.image.parse().map_err(|_| gone("was removed since it was looked at"))?;
+        let platform = self.config.platform.as_deref();
+        let image = images::obtain_aside(&self.engine, client, cx, &reference, platform, Pull::Always).await?;
+        if images::id_of(&image)? == undo.intended.image_id { Ok(()) } else { Err(gone("is another one by now")) }
+    }
+
+    /// Awaits what a dead process may have asked the engine for.
+    ///
+    /// A stop, a start or a rename that goes on is repeated by whoever takes over. A creation cannot
+    /// be repeated: a container might appear when nobody looks any more. Its name is the way to know:
+    /// the engine reserves it first, so who gets it is alone.
+    pub(super) async fn wait_out(&self, cx: &Context, undo: &ContainerUndo) -> Result<(), StepError> {
+        sleep(ON_ITS_WAY).await;
+        let client = self.engine.connect(cx).await?;
+        let at = Situation::read(&client, cx, undo, None).await?;
+        let untouched = at.new.is_none() && at.old.as_ref().is_some_and(|old| name_of(old) == undo.name);
+        if !untouched {
+            return Ok(());
+        }
+        let incoming = naming::incoming(&undo.name, cx);
+        let until = Instant::now() + client.timeout();
+        loop {
+            let placeholder = ContainerCreateBody {
+                image: Some(undo.found.image_id.clone()),
+                cmd: Some(vec!["-".into()]),
+                ..ContainerCreateBody::default()
+            };
+            let options = CreateContainerOptionsBuilder::new().name(&incoming).build();
+            let created = client.create_container(Some(options), placeholder).await;
+            match created.doing(|| format!("reserving the name {incoming}")) {
+                Ok(created) => return Ok(containers::remove(&client, &created.id, &incoming, true).await?),
+                // Its image is gone, and so is what would need it.
+                Err(error) if error.is_missing() => return Ok(()),
+                Err(error) if error.is_in_conflict() && Instant::now() < until => {
+                    if by_name(&client, &incoming).await?.is_some() {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+            sleep(ON_ITS_WAY).await;
+        }
+    }
+
+    /// Removes the old container, and lets the images go.
+    pub(super) async fn forget(&self, cx: &Context, undo: &ContainerUndo) -> Result<(), StepError> {
+        let client = self.engine.connect(cx).await?;
+        let old = containers::inspect(&client, &undo.found.id).await?;
+        // One that somebody gave its name back is in use again.
+        if let Some(old) = old.filter(|old| name_of(old) != undo.name && !is_running(old)) {
+            containers::remove(&client, id_of(&old), name_of(&old), false).await?;
+        }
+        Ok(undo.release_images(&client, cx, false).await?)
+    }
+}
+
+/// Describes a container from what `prepare` sealed.
+pub(super) async fn specification(
+    cx: &Context,
+    client: &Docker,
+    undo: &ContainerUndo,
+    image_id: &str,
+    changes: &Changes,
+) -> Result<Specification, StepError> {
+    let container: Value = serde_json::from_slice(&cx.unseal(&undo.found.inspect).await?)
+        .map_err(|error| StepError::permanent("what was kept of the container cannot be read").with_cause(&error))?;
+    let config = |id: String| async move {
+        let image = images::local(client, &id).await?;
+        image.map(|image| config_of(&image)).ok_or_else(|| {
+            StepError::permanent(format!("image {id} of container {} is gone", undo.name))
+                .with_hint(format!("pull it again: `docker pull {}`", undo.found.image))
+        })
+    };
+    let old_image = config(undo.found.image_id.clone()).await?;
+    let new_image = config(image_id.to_owned()).await?;
+    let inherited = inherited(client, &container).await?;
+    let sources =
+        Sources { container: &container, old_image: &old_image, new_image: &new_image, inherited: &inherited };
+    Ok(specify(sources, changes))
+}
+
+/// Gives the remedy that the engine's words alone do not.
+fn not_started(error: DockerError, name: &str) -> StepError {
+    let error = StepError::from(error);
+    match error.hint() {
+        Some(_) => error,
+        None => error.with_hint(format!(
+            "the program or a setting does not fit the image: compare `docker inspect {name}` with the image's notes"
+        )),
+    }
+}
