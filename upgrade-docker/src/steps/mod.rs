@@ -1,12 +1,11 @@
 //! The kinds of steps, one module each.
 
 mod blue_green;
+mod container;
 
 pub use blue_green::{
     AliasSwitch, BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, NamesUndo, ProxySwitch, ProxyUndo, Switch,
 };
-mod container;
-
 pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
 
 use upgrade_core::AnyStep;
@@ -19,6 +18,8 @@ pub(crate) fn register(registry: &mut Registry) {
         "docker.blue_green",
         "Replaces a container by a new one beside it, and switches traffic without a failed request",
         reversible(BlueGreen::from_config),
+    );
+    registry.step(
         "docker.container",
         "Replaces a container by one from another image, everything else the same",
         reversible(Container::from_config),
