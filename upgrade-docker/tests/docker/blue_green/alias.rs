@@ -24,21 +24,6 @@ fn service(corner: &Corner) {
 }
 
 impl Corner {
-    /// Makes a network whose subnet is chosen, as those are that let a container keep its address.
-    fn network(&self, what: &str) {
-        let name = self.name(what);
-        for _ in 0..50 {
-            // Others choose as well.
-            let number = uuid_like() % 2000;
-            let subnet = format!("10.212.{}.{}/27", number / 8, number % 8 * 32);
-            if self.engine.command(["network", "create", "--subnet", &subnet, &name]).output().unwrap().status.success()
-            {
-                return;
-            }
-        }
-        panic!("no subnet is free");
-    }
-
     /// Which versions answer to a name, asked `times` times from the client, each time by the name.
     fn answers(&self, name: &str, times: u32) -> Vec<String> {
         let script = format!(
@@ -50,11 +35,6 @@ impl Corner {
         versions.dedup();
         versions
     }
-}
-
-fn uuid_like() -> u32 {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    std::collections::hash_map::RandomState::new().build_hasher().finish() as u32
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,12 +25,7 @@ const TEMPLATE: &str = "upstream web { server {{ address }}:{{ port }}; }\n";
 fn service(corner: &Corner) -> String {
     let image = corner.web("1.0");
     corner.engine.docker(["run", "--detach", "--name", &corner.name("web"), &image]);
-    corner.engine.docker([
-        "inspect",
-        "--format",
-        "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
-        &corner.name("web"),
-    ])
+    corner.address("web")
 }
 
 /// Runs an nginx that leads to the upstream `web`; ended on drop.

@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 
-use super::{Case, notices_every_seeded_defect, sweep};
+use super::{Case, notices_every_seeded_defect, sweep, sweep_between_calls};
 use crate::world::Corner;
 use upgrade_testbed::docker::Image;
 
@@ -191,12 +191,20 @@ steps:
 
 #[test]
 fn names_are_switched_or_not_at_all() {
-    sweep(&ALIAS, 10, 25);
+    sweep_between_calls(&ALIAS, 10, 15);
 }
 
 #[test]
 fn a_proxy_is_switched_or_not_at_all() {
-    sweep(&PROXY, 10, 25);
+    sweep_between_calls(&PROXY, 10, 15);
+}
+
+#[test]
+#[ignore = "a campaign"]
+fn campaign_each_switch_survives_every_crash() {
+    sweep(&ALIAS, 1, 40);
+    sweep(&PROXY, 1, 40);
+    sweep(&BOTH, 1, 80);
 }
 
 #[test]
