@@ -5,7 +5,7 @@ use bollard::models::ContainerInspectResponse;
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::StepError;
 
-use super::forward::specification;
+use super::forward::{specification, unsealed};
 use super::situation::{Situation, Stage, by_name};
 use super::{Container, ContainerOutput, ContainerUndo};
 use crate::containers::{self, grace_of, id_of, is_running, name_of};
@@ -35,6 +35,13 @@ impl Container {
             if let Some((_, made)) = at.new.take_if(is_again) {
                 at.foreign = Some(made);
             }
+            if at.old.is_none()
+                && let Some(made) = &at.foreign
+                && is_as_found(&client, cx, undo, made).await?
+            {
+                // Made again, by an earlier call or by somebody else who put it back.
+                at.old = at.foreign.take();
+            }
             if is_back(&at, undo) {
                 break;
             }
@@ -46,8 +53,7 @@ impl Container {
                 .with_hint("find out with `docker logs` and `docker events`, then `upgrade rollback` again"));
             }
             looks += 1;
-            let id = self.once(&client, cx, undo, &at).await?;
-            again = at.old.is_none().then_some(id);
+            again = Some(self.once(&client, cx, undo, &at).await?);
         }
         if let Some(tag) = &undo.tag {
             tag.put_back(&client, &undo.intended.image_id).await?;
@@ -64,7 +70,7 @@ impl Container {
         at: &Situation,
     ) -> Result<String, StepError> {
         let name = &undo.name;
-        if let Some(foreign) = at.foreign.as_ref().filter(|_| restored(at, undo).is_none()) {
+        if let Some(foreign) = &at.foreign {
             if cx.on_conflict() == OnConflict::Stop {
                 return Err(at.conflict(undo));
             }
@@ -79,7 +85,7 @@ impl Container {
             containers::stop(client, id_of(new), name, grace_of(new)).await?;
             containers::remove(client, id_of(new), name, true).await?;
         }
-        let id = match at.old.as_ref().or_else(|| restored(at, undo)) {
+        let id = match &at.old {
             Some(old) => id_of(old).to_owned(),
             None => self.make_again(client, cx, undo).await?,
         };
@@ -110,19 +116,31 @@ impl Container {
         let image =
             if named.as_deref() == Some(&undo.found.image_id) { &undo.found.image } else { &undo.found.image_id };
         let changes = Changes { image: Some(image.clone()), ..Changes::default() };
-        let specification = specification(cx, client, undo, &undo.found.image_id, &changes).await?;
+        let specification =
+            specification(client, undo, &unsealed(cx, undo).await?, &undo.found.image_id, &changes).await?;
         Ok(verbatim::create(client, &own, None, &specification).await?)
     }
 }
 
-/// The container that was made again in place of one that somebody removed: it has another id.
-fn restored<'a>(at: &'a Situation, undo: &ContainerUndo) -> Option<&'a ContainerInspectResponse> {
-    let made = at.foreign.as_ref().filter(|_| at.old.is_none());
-    made.filter(|made| made.image.as_deref() == Some(&undo.found.image_id))
+/// Tells whether a container has every setting that was found, whatever its id.
+async fn is_as_found(
+    client: &Docker,
+    cx: &Context,
+    undo: &ContainerUndo,
+    container: &ContainerInspectResponse,
+) -> Result<bool, StepError> {
+    if container.image.as_deref() != Some(&undo.found.image_id) {
+        return Ok(false);
+    }
+    let Some(present) = verbatim::inspect(client, id_of(container)).await? else { return Ok(false) };
+    let found = unsealed(cx, undo).await?;
+    let found = specification(client, undo, &found, &undo.found.image_id, &Changes::default()).await?;
+    let present = specification(client, undo, &present, &undo.found.image_id, &Changes::default()).await?;
+    Ok(present.differences(&found).is_empty())
 }
 
 fn is_back(at: &Situation, undo: &ContainerUndo) -> bool {
-    let Some(old) = at.old.as_ref().or_else(|| restored(at, undo)) else { return false };
+    let Some(old) = &at.old else { return false };
     at.new.is_none() && name_of(old) == undo.name && is_running(old) == undo.found.running && has_restart(old, undo)
 }
 

@@ -84,7 +84,8 @@ impl Container {
             tag.give(client, &undo.intended.image_id).await?;
         }
         let changes = self.config.changes(cx, &undo.intended.image).await?;
-        let specification = specification(cx, client, undo, &undo.intended.image_id, &changes).await?;
+        let found = unsealed(cx, undo).await?;
+        let specification = specification(client, undo, &found, &undo.intended.image_id, &changes).await?;
         let incoming = naming::incoming(name, cx);
         cx.progress(1, 4, format!("creating the next container {name}"));
         let id = verbatim::create(client, &incoming, self.config.platform.as_deref(), &specification).await?;
@@ -165,16 +166,20 @@ impl Container {
     }
 }
 
-/// Describes a container from what `prepare` sealed.
+/// Returns what `prepare` sealed of the container.
+pub(super) async fn unsealed(cx: &Context, undo: &ContainerUndo) -> Result<Value, StepError> {
+    serde_json::from_slice(&cx.unseal(&undo.found.inspect).await?)
+        .map_err(|error| StepError::permanent("what was kept of the container cannot be read").with_cause(&error))
+}
+
+/// Describes a container like one of the image that was found, but for an image and some changes.
 pub(super) async fn specification(
-    cx: &Context,
     client: &Docker,
     undo: &ContainerUndo,
+    container: &Value,
     image_id: &str,
     changes: &Changes,
 ) -> Result<Specification, StepError> {
-    let container: Value = serde_json::from_slice(&cx.unseal(&undo.found.inspect).await?)
-        .map_err(|error| StepError::permanent("what was kept of the container cannot be read").with_cause(&error))?;
     let config = |id: String| async move {
         let image = images::local(client, &id).await?;
         image.map(|image| config_of(&image)).ok_or_else(|| {
@@ -184,9 +189,8 @@ pub(super) async fn specification(
     };
     let old_image = config(undo.found.image_id.clone()).await?;
     let new_image = config(image_id.to_owned()).await?;
-    let inherited = inherited(client, &container).await?;
-    let sources =
-        Sources { container: &container, old_image: &old_image, new_image: &new_image, inherited: &inherited };
+    let inherited = inherited(client, container).await?;
+    let sources = Sources { container, old_image: &old_image, new_image: &new_image, inherited: &inherited };
     Ok(specify(sources, changes))
 }
 

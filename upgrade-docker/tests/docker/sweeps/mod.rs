@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod blue_green;
+mod container;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
