@@ -190,7 +190,7 @@ impl Step for BlueGreen {
     async fn apply(&self, cx: &Context, undo: &BlueGreenUndo) -> Result<BlueGreenOutput, StepError> {
         let client = self.engine.connect(cx).await?;
         let old = self.old(&client, cx, undo).await?;
-        let new = self.bring_up(&client, cx, undo).await?;
+        let new = Box::pin(self.bring_up(&client, cx, undo)).await?;
         not_cancelled(cx)?;
         match (&undo.switch, &self.proxy) {
             (SwitchUndo::Alias(names), _) => {

@@ -137,6 +137,10 @@ impl BlueGreen {
             let names: Vec<_> = self.config.env.keys().map(String::as_str).collect();
             text.push_str(&format!("; variables {}", names.join(", ")));
         }
+        let labels = old.config.as_ref().and_then(|config| config.labels.as_ref());
+        if let Some(project) = labels.and_then(|labels| labels.get("com.docker.compose.project")) {
+            text.push_str(&format!("; Compose project {project} does not know of it"));
+        }
         text
     }
 

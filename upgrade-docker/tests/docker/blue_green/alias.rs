@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use serde_json::json;
+use upgrade_core::context::OnConflict;
 use upgrade_core::error::Class;
 use upgrade_core::step::{Prepared, Rollback as _, Step as _};
 use upgrade_core::testkit::TestContext;
@@ -83,6 +84,74 @@ async fn the_next_upgrade_finds_the_colour_that_serves() {
         let again = step.prepare(&TestContext::new("again").forward()).await.unwrap();
         assert!(matches!(again, Prepared::Unchanged { .. }), "{again:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_under_way_is_given_to_its_end() {
+    let Some(corner) = Corner::shared("long") else { return };
+    corner.network("front");
+    let long = "while true; do (for i in $(seq 30); do echo line $i; sleep 0.1; done) | nc -l -p 9000; done";
+    let images = ["1.0", "2.0"].map(|version| {
+        let name = corner.name(&format!("image:{version}"));
+        Image::shell(long).with(&format!("ENV VERSION={version}")).build(&corner.engine, &name);
+        name
+    });
+    let (name, client, network) = (corner.name("web"), corner.name("client"), corner.name("front"));
+    let alias = ["--network", &network, "--network-alias", "api"];
+    for (name, alias) in [(&name, &alias[..]), (&client, &alias[..2])] {
+        corner.engine.docker([&["run", "--detach", "--name", name][..], alias, &[&images[0]]].concat());
+    }
+    let step = step(&corner, &images[1], json!({ "alias": {} }), json!({ "health": { "stable": "0s" } }));
+    let test = TestContext::new("web");
+    let undo = undo(&step, &test).await;
+    let mut answer = corner.engine.command(["exec", &client, "sh", "-c", "nc api 9000"]);
+    let answer = answer.stdout(Stdio::piped()).spawn().unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    step.apply(&test.forward(), &undo).await.unwrap();
+    let done = answer.wait_with_output().unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert!(text.ends_with("line 30\n"), "{text}");
+    let format = "{{range .NetworkSettings.Networks}}{{.Aliases}}{{end}}";
+    let aliases = corner.engine.docker(["inspect", "--format", format, undo_name(&undo).as_str()]);
+    assert!(!aliases.contains("api"), "{aliases}");
+    step.rollback(&test.back(), &undo, None).await.unwrap();
+}
+
+/// The name that the old container has until commit.
+fn undo_name(undo: &upgrade_docker::steps::BlueGreenUndo) -> String {
+    let undo = serde_json::to_value(undo).unwrap();
+    undo["switch"]["alias"]["renamed"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_somebody_else_made_meanwhile_is_left_alone_or_overwritten() {
+    let Some(corner) = Corner::shared("foreign") else { return };
+    service(&corner);
+    let (image, next) = (corner.name("image:1.0"), corner.web("2.0"));
+    let (new, old) = (corner.name("web-blue"), corner.name("web"));
+    let step = step(&corner, &next, json!({ "alias": {} }), json!({}));
+    let test = TestContext::new("web");
+    let undo = undo(&step, &test).await;
+    let foreign = corner.engine.docker(["create", "--name", &new, &image]);
+    let error = step.apply(&test.forward(), &undo).await.unwrap_err();
+    assert_eq!(error.as_conflict().unwrap().present, foreign);
+    let error = step.rollback(&test.back(), &undo, None).await.unwrap_err();
+    assert_eq!(error.as_conflict().unwrap().subject, format!("container {new}"));
+    let test = test.on_conflict(OnConflict::Overwrite);
+    step.apply(&test.forward(), &undo).await.unwrap();
+    assert_eq!(corner.answers("api", 3), ["2.0"]);
+    step.rollback(&test.back(), &undo, None).await.unwrap();
+    assert_eq!(corner.colours(), ["web image:1.0 running"]);
+
+    // The old one, replaced by another of its name.
+    let test = TestContext::new("web");
+    let undo = self::undo(&step, &test).await;
+    corner.engine.docker(["rm", "--force", &old]);
+    corner.engine.docker(["run", "--detach", "--name", &old, "--network", &corner.name("front"), &image]);
+    let error = step.apply(&test.forward(), &undo).await.unwrap_err();
+    assert_eq!(error.as_conflict().unwrap().subject, format!("container {old}"));
+    assert!(step.rollback(&test.back(), &undo, None).await.unwrap_err().as_conflict().is_some());
+    assert_eq!(corner.colours(), ["web image:1.0 running"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
