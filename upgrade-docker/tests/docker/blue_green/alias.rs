@@ -42,7 +42,7 @@ impl Corner {
 async fn names_are_switched_and_given_back_without_a_failed_request() {
     let Some(corner) = Corner::shared("alias") else { return };
     service(&corner);
-    let step = step(&corner, &corner.web("2.0"), json!({ "alias": {} }), json!({ "drain": "2s" }));
+    let step = step(&corner, &corner.web("2.0"), &json!({ "alias": {} }), &json!({ "drain": "2s" }));
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
     // Requests by the name, one after the other, as long as the file is there.
@@ -71,7 +71,7 @@ async fn the_next_upgrade_finds_the_colour_that_serves() {
     let Some(corner) = Corner::shared("colour") else { return };
     service(&corner);
     for (version, colour) in [("2.0", "blue"), ("3.0", "green"), ("4.0", "blue")] {
-        let step = step(&corner, &corner.web(version), json!({ "alias": {} }), json!({}));
+        let step = step(&corner, &corner.web(version), &json!({ "alias": {} }), &json!({}));
         let test = TestContext::new("web");
         let undo = undo(&step, &test).await;
         let output = step.apply(&test.forward(), &undo).await.unwrap();
@@ -101,10 +101,11 @@ async fn an_answer_under_way_is_given_to_its_end() {
     for (name, alias) in [(&name, &alias[..]), (&client, &alias[..2])] {
         corner.engine.docker([&["run", "--detach", "--name", name][..], alias, &[&images[0]]].concat());
     }
-    let step = step(&corner, &images[1], json!({ "alias": {} }), json!({ "health": { "stable": "0s" } }));
+    let step = step(&corner, &images[1], &json!({ "alias": {} }), &json!({ "health": { "stable": "0s" } }));
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
-    let mut answer = corner.engine.command(["exec", &client, "sh", "-c", "nc api 9000"]);
+    // Its input stays open, or nc would take the end of that for the end of all.
+    let mut answer = corner.engine.command(["exec", &client, "sh", "-c", "sleep 6 | nc api 9000"]);
     let answer = answer.stdout(Stdio::piped()).spawn().unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     step.apply(&test.forward(), &undo).await.unwrap();
@@ -129,7 +130,7 @@ async fn a_container_that_somebody_else_made_meanwhile_is_left_alone_or_overwrit
     service(&corner);
     let (image, next) = (corner.name("image:1.0"), corner.web("2.0"));
     let (new, old) = (corner.name("web-blue"), corner.name("web"));
-    let step = step(&corner, &next, json!({ "alias": {} }), json!({}));
+    let step = step(&corner, &next, &json!({ "alias": {} }), &json!({}));
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
     let foreign = corner.engine.docker(["create", "--name", &new, &image]);
@@ -161,7 +162,7 @@ async fn one_that_never_serves_leaves_the_old_one_alone() {
     let sick = corner.name("image:sick");
     Image::shell("echo cannot open the database; exit 3").build(&corner.engine, &sick);
     let before = corner.engine.docker(["inspect", &corner.name("web")]);
-    let step = step(&corner, &sick, json!({ "alias": {} }), json!({}));
+    let step = step(&corner, &sick, &json!({ "alias": {} }), &json!({}));
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
     let error = step.apply(&test.forward(), &undo).await.unwrap_err();
@@ -179,7 +180,7 @@ async fn what_two_cannot_have_at_once_is_refused_in_the_plan() {
     let (image, next) = (corner.web("1.0"), corner.web("2.0"));
     let name = corner.name("web");
     let alias = json!({ "alias": {} });
-    let step = step(&corner, &next, alias, json!({}));
+    let step = step(&corner, &next, &alias, &json!({}));
     let error = refused(&step).await;
     assert!(error.message().contains("there is no container"), "{error:?}");
 

@@ -51,7 +51,7 @@ impl Corner {
     }
 }
 
-fn step(corner: &Corner, image: &str, switch: Value, more: Value) -> BlueGreen {
+fn step(corner: &Corner, image: &str, switch: &Value, more: &Value) -> BlueGreen {
     let mut with = json!({
         "target": "engine", "container": corner.name("web"), "image": image, "pull": "never", "switch": switch,
         "drain": "100ms", "health": { "http": { "port": 8080, "path": "/version" }, "stable": "0s", "every": "50ms" },

@@ -53,7 +53,7 @@ async fn undo_records_of_this_format_are_read_for_ever_and_hold_no_secret() {
     fs::write(&file, "password hunter2").unwrap();
     let proxy = json!({ "proxy": { "file": file, "template": "{{ address }}", "port": 80, "reload": ["true"] } });
     for (name, switch) in [("alias", json!({ "alias": {} })), ("proxy", proxy)] {
-        let step = step(&corner, &next, switch, json!({ "env": { "PASSWORD": "correct horse" } }));
+        let step = step(&corner, &next, &switch, &json!({ "env": { "PASSWORD": "correct horse" } }));
         let test = TestContext::new("web");
         let undo = undo(&step, &test).await;
         let text = serde_json::to_string(&undo).unwrap();
@@ -90,7 +90,7 @@ async fn the_images_name_is_moved_with_the_container_and_back() {
     let found = Image::web("1.0").build(engine, &name);
     let (container, network) = (corner.name("web"), corner.name("front"));
     engine.docker(["run", "--detach", "--name", &container, "--network", &network, &name]);
-    let step = step(&corner, &name, json!({ "alias": {} }), json!({ "pull": "always" }));
+    let step = step(&corner, &name, &json!({ "alias": {} }), &json!({ "pull": "always" }));
     let named = || engine.docker(["image", "inspect", "--format", "{{.Id}}", &name]);
     let there = |id: &str| engine.command(["image", "inspect", id]).output().unwrap().status.success();
 
