@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod engine;
 mod failures;
 mod settings;
 
@@ -98,7 +99,7 @@ async fn a_container_is_replaced_and_committed() {
     for _ in 0..2 {
         step.commit(&test.commit(), &undo).await.unwrap();
     }
-    assert_eq!(containers(&corner), [name.clone()]);
+    assert_eq!(containers(&corner).join(" "), name);
     assert_eq!(inspect(&corner, &name)["HostConfig"]["RestartPolicy"]["Name"], "always");
     let again = step.prepare(&TestContext::new("again").forward()).await.unwrap();
     assert!(matches!(again, Prepared::Unchanged { .. }), "{again:?}");
@@ -201,5 +202,34 @@ fn a_configuration_that_is_wrong_names_its_key() {
         }
         let error = Container::from_config(serde_json::from_value(with).unwrap(), &cx).unwrap_err();
         assert_eq!(error.key.as_deref(), Some(key), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_undo_record_is_as_it_was_written_before() {
+    let Some(corner) = Corner::shared("golden") else { return };
+    let (name, old, new) = web(&corner, &["--restart", "on-failure:3"]);
+    let step = container(&corner, json!({ "name": name, "image": new }));
+    let found = serde_json::to_value(undo(&step, &TestContext::new("web")).await).unwrap();
+    let mut written = found.clone();
+    written["found"]["inspect"] = json!({ "sha256": "DIGEST", "length": 1 });
+    let mut text = serde_json::to_string_pretty(&written).unwrap() + "\n";
+    for (id, stands) in [("id", "CONTAINER"), ("image_id", "OLD")] {
+        text = text.replace(found["found"][id].as_str().unwrap(), stands);
+    }
+    text = text.replace(found["intended"]["image_id"].as_str().unwrap(), "NEW");
+    for (own, stands) in [(&name, "web"), (&old, "image:1"), (&new, "image:2")] {
+        text = text.replace(own.as_str(), stands);
+    }
+    let golden = |name: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = golden("docker.container.undo.v1.json");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap());
+    for name in ["docker.container.undo.v1.json", "docker.container.undo.v1.tag.json"] {
+        let golden: Value = serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap();
+        let read = Container::read_undo(1, golden.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), golden, "{name}");
     }
 }

@@ -26,22 +26,10 @@ impl Container {
     ) -> Result<(), StepError> {
         let client = self.engine.connect(cx).await?;
         let known = output.map(|output| output.id.as_str());
-        let mut again = None;
         let mut looks = 0;
         loop {
             let mut at = Situation::read(&client, cx, undo, known).await?;
-            // With the image that the next one was to have as well, it would be taken for that one.
-            let is_again = |new: &mut (Stage, _)| again.as_deref() == Some(id_of(&new.1));
-            if let Some((_, made)) = at.new.take_if(is_again) {
-                at.foreign = Some(made);
-            }
-            if at.old.is_none()
-                && let Some(made) = &at.foreign
-                && is_as_found(&client, cx, undo, made).await?
-            {
-                // Made again, by an earlier call or by somebody else who put it back.
-                at.old = at.foreign.take();
-            }
+            self.recognise(&client, cx, undo, &mut at).await?;
             if is_back(&at, undo) {
                 break;
             }
@@ -53,7 +41,7 @@ impl Container {
                 .with_hint("find out with `docker logs` and `docker events`, then `upgrade rollback` again"));
             }
             looks += 1;
-            again = Some(self.once(&client, cx, undo, &at).await?);
+            self.once(&client, cx, undo, &at).await?;
         }
         if let Some(tag) = &undo.tag {
             tag.put_back(&client, &undo.intended.image_id).await?;
@@ -61,14 +49,8 @@ impl Container {
         Ok(undo.release_images(&client, cx, true).await?)
     }
 
-    /// Takes away what took its place, and gives it back; returns its id.
-    async fn once(
-        &self,
-        client: &Docker,
-        cx: &Context,
-        undo: &ContainerUndo,
-        at: &Situation,
-    ) -> Result<String, StepError> {
+    /// Takes away what took its place, and gives it back.
+    async fn once(&self, client: &Docker, cx: &Context, undo: &ContainerUndo, at: &Situation) -> Result<(), StepError> {
         let name = &undo.name;
         if let Some(foreign) = &at.foreign {
             if cx.on_conflict() == OnConflict::Stop {
@@ -101,7 +83,7 @@ impl Container {
                 containers::stop(client, &id, name, grace_of(&old)).await?;
             }
         }
-        Ok(id)
+        Ok(())
     }
 
     /// Makes the old container again from what was kept of it: somebody removed it. What it wrote to
@@ -116,27 +98,9 @@ impl Container {
         let image =
             if named.as_deref() == Some(&undo.found.image_id) { &undo.found.image } else { &undo.found.image_id };
         let changes = Changes { image: Some(image.clone()), ..Changes::default() };
-        let specification =
-            specification(client, undo, &unsealed(cx, undo).await?, &undo.found.image_id, &changes).await?;
+        let specification = specification(client, &unsealed(cx, undo).await?, &undo.found.image_id, &changes).await?;
         Ok(verbatim::create(client, &own, None, &specification).await?)
     }
-}
-
-/// Tells whether a container has every setting that was found, whatever its id.
-async fn is_as_found(
-    client: &Docker,
-    cx: &Context,
-    undo: &ContainerUndo,
-    container: &ContainerInspectResponse,
-) -> Result<bool, StepError> {
-    if container.image.as_deref() != Some(&undo.found.image_id) {
-        return Ok(false);
-    }
-    let Some(present) = verbatim::inspect(client, id_of(container)).await? else { return Ok(false) };
-    let found = unsealed(cx, undo).await?;
-    let found = specification(client, undo, &found, &undo.found.image_id, &Changes::default()).await?;
-    let present = specification(client, undo, &present, &undo.found.image_id, &Changes::default()).await?;
-    Ok(present.differences(&found).is_empty())
 }
 
 fn is_back(at: &Situation, undo: &ContainerUndo) -> bool {

@@ -91,14 +91,14 @@ impl ContainerConfig {
     fn ports(&self) -> Result<Option<Vec<Port>>, BuildError> {
         let Some(ports) = &self.ports else { return Ok(None) };
         let read = |(number, text): (usize, &String)| {
-            text.parse().map_err(|error| BuildError::new(format!("{error}")).at(format!("ports.{number}")))
+            text.parse().map_err(|error: &str| BuildError::new(error).at(format!("ports.{number}")))
         };
         ports.iter().enumerate().map(read).collect::<Result<_, _>>().map(Some)
     }
 
     fn mounts(&self) -> Result<Vec<Mount>, BuildError> {
         let read = |(number, text): (usize, &String)| {
-            text.parse().map_err(|error| BuildError::new(format!("{error}")).at(format!("mounts.{number}")))
+            text.parse().map_err(|error: &str| BuildError::new(error).at(format!("mounts.{number}")))
         };
         self.mounts.iter().enumerate().map(read).collect()
     }

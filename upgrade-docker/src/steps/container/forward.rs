@@ -28,6 +28,7 @@ impl Container {
         let name = &undo.name;
         let client = self.engine.connect(cx).await?;
         let mut at = Situation::read(&client, cx, undo, None).await?;
+        self.recognise(&client, cx, undo, &mut at).await?;
         let astray = match &at.old {
             // With neither there, somebody took the container away.
             None => at.new.is_none(),
@@ -85,7 +86,7 @@ impl Container {
         }
         let changes = self.config.changes(cx, &undo.intended.image).await?;
         let found = unsealed(cx, undo).await?;
-        let specification = specification(client, undo, &found, &undo.intended.image_id, &changes).await?;
+        let specification = specification(client, &found, &undo.intended.image_id, &changes).await?;
         let incoming = naming::incoming(name, cx);
         cx.progress(1, 4, format!("creating the next container {name}"));
         let id = verbatim::create(client, &incoming, self.config.platform.as_deref(), &specification).await?;
@@ -172,23 +173,23 @@ pub(super) async fn unsealed(cx: &Context, undo: &ContainerUndo) -> Result<Value
         .map_err(|error| StepError::permanent("what was kept of the container cannot be read").with_cause(&error))
 }
 
-/// Describes a container like one of the image that was found, but for an image and some changes.
+/// Describes a container of one image like one that is there of another, but for some changes.
 pub(super) async fn specification(
     client: &Docker,
-    undo: &ContainerUndo,
     container: &Value,
     image_id: &str,
     changes: &Changes,
 ) -> Result<Specification, StepError> {
-    let config = |id: String| async move {
-        let image = images::local(client, &id).await?;
+    let config = async |id: &str| -> Result<Value, StepError> {
+        let image = images::local(client, id).await?;
         image.map(|image| config_of(&image)).ok_or_else(|| {
-            StepError::permanent(format!("image {id} of container {} is gone", undo.name))
-                .with_hint(format!("pull it again: `docker pull {}`", undo.found.image))
+            let name = container["Config"]["Image"].as_str().unwrap_or_default();
+            StepError::permanent(format!("image {id} is gone"))
+                .with_hint(format!("pull it again: `docker pull {name}`"))
         })
     };
-    let old_image = config(undo.found.image_id.clone()).await?;
-    let new_image = config(image_id.to_owned()).await?;
+    let old_image = config(container["Image"].as_str().unwrap_or_default()).await?;
+    let new_image = config(image_id).await?;
     let inherited = inherited(client, container).await?;
     let sources = Sources { container, old_image: &old_image, new_image: &new_image, inherited: &inherited };
     Ok(specify(sources, changes))

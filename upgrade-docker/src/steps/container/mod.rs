@@ -16,6 +16,7 @@ mod back;
 mod config;
 mod forward;
 mod plan;
+mod recognise;
 mod situation;
 
 use std::sync::Arc;
@@ -193,15 +194,15 @@ impl Step for Container {
     type Output = ContainerOutput;
 
     async fn prepare(&self, cx: &Context) -> Result<Prepared<ContainerUndo, ContainerOutput>, StepError> {
-        self.plan(cx).await
+        Box::pin(self.plan(cx)).await
     }
 
     async fn apply(&self, cx: &Context, undo: &ContainerUndo) -> Result<ContainerOutput, StepError> {
-        self.replace(cx, undo).await
+        Box::pin(self.replace(cx, undo)).await
     }
 
     async fn settle(&self, cx: &Context, undo: &ContainerUndo) -> Result<(), StepError> {
-        self.wait_out(cx, undo).await
+        Box::pin(self.wait_out(cx, undo)).await
     }
 
     async fn commit(&self, cx: &Context, undo: &ContainerUndo) -> Result<(), StepError> {
@@ -229,6 +230,6 @@ impl Rollback for Container {
         undo: &ContainerUndo,
         output: Option<&ContainerOutput>,
     ) -> Result<(), StepError> {
-        self.put_back(cx, undo, output).await
+        Box::pin(self.put_back(cx, undo, output)).await
     }
 }

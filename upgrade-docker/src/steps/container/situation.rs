@@ -63,12 +63,7 @@ impl Situation {
         let Some(holder) = holder else { return Ok(Self { old, new, foreign: None }) };
         let prefix = format!("{}-", naming::kept(name, cx));
         let beside = old.as_ref().and_then(|old| name_of(old).strip_prefix(&prefix));
-        let is_new = match (known.or(beside), &old) {
-            (Some(id), _) => id_of(&holder).starts_with(id),
-            // With the old one went its name, and with it the new one's id: the image must do.
-            (None, None) => new.is_none() && holder.image.as_deref() == Some(&undo.intended.image_id),
-            (None, Some(_)) => false,
-        };
+        let is_new = known.or(beside).is_some_and(|id| id_of(&holder).starts_with(id));
         if is_new && new.is_none() {
             return Ok(Self { old, new: Some((Stage::InPlace, holder)), foreign: None });
         }
