@@ -32,6 +32,22 @@ pub(super) fn refuse_what_only_one_can_have(old: &ContainerInspectResponse) -> R
     let name = name_of(old);
     let refused = |what: String, hint: &str| Err(StepError::permanent(what).with_hint(hint));
     let host = old.host_config.clone().unwrap_or_default();
+    if host.auto_remove == Some(true) {
+        return refused(
+            format!("container {name} is removed by the engine when it stops (`--rm`): there would be no way back"),
+            "start it without `--rm`, with a restart policy if it is to last",
+        );
+    }
+    let labels = old.config.as_ref().and_then(|config| config.labels.as_ref());
+    if labels.is_some_and(|labels| labels.contains_key("com.docker.swarm.task.id")) {
+        return refused(
+            format!("container {name} belongs to a Swarm service, which would start another one"),
+            "`docker service update --image`",
+        );
+    }
+    if old.state.as_ref().and_then(|state| state.paused) == Some(true) {
+        return refused(format!("container {name} is paused"), "`docker unpause` it, then run again");
+    }
     let mode = host.network_mode.as_deref().unwrap_or_default();
     if mode == "host" || mode.starts_with("container:") {
         return refused(

@@ -11,6 +11,7 @@
 
 mod beside;
 mod config;
+mod image;
 mod names;
 mod program;
 mod proxy;
@@ -36,12 +37,12 @@ use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::sealed::SealedRef;
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::target::Target;
-use upgrade_core::units::Span;
 
-use crate::containers::{self, id_of};
-use crate::error::{not_cancelled, unless_cancelled};
+use crate::containers::{self, id_of, name_of};
+use crate::error::{DockerError, not_cancelled, unless_cancelled};
 use crate::target::Engine;
 use beside::MADE_BY;
+use image::ImageUndo;
 use proxy::Proxy;
 
 /// How long a request that was sent just before a crash may take to be begun by the engine.
@@ -61,8 +62,8 @@ pub struct BlueGreenUndo {
     old: Standing,
     /// The name of the new container.
     new: String,
-    /// The id of the image that the new container is made from.
-    image: String,
+    /// The image that the new container is made from.
+    image: ImageUndo,
     /// How the new container is made; it may hold secrets.
     made: SealedRef,
     switch: SwitchUndo,
@@ -120,7 +121,7 @@ impl BlueGreen {
         undo: &BlueGreenUndo,
     ) -> Result<Option<ContainerInspectResponse>, StepError> {
         let by_id = containers::inspect(client, &undo.old.id).await?;
-        let other = containers::inspect(client, &undo.old.name).await?.filter(|other| id_of(other) != undo.old.id);
+        let other = by_name(client, &undo.old.name).await?.filter(|other| id_of(other) != undo.old.id);
         if (by_id.is_none() || other.is_some()) && cx.on_conflict() == OnConflict::Stop {
             return Err(StepError::conflict(Conflict {
                 subject: format!("container {}", undo.old.name),
@@ -139,7 +140,7 @@ impl BlueGreen {
         cx: &Context,
         undo: &BlueGreenUndo,
     ) -> Result<Option<ContainerInspectResponse>, StepError> {
-        let Some(found) = containers::inspect(client, &undo.new).await? else { return Ok(None) };
+        let Some(found) = by_name(client, &undo.new).await? else { return Ok(None) };
         if is_ours(&found, cx) {
             return Ok(Some(found));
         }
@@ -147,7 +148,7 @@ impl BlueGreen {
             return Err(StepError::conflict(Conflict {
                 subject: format!("container {}", undo.new),
                 found: "absent".into(),
-                intended: format!("made of image {}", undo.image),
+                intended: format!("one of image {}", undo.image.id),
                 present: id_of(&found).to_owned(),
             }));
         }
@@ -163,6 +164,11 @@ impl BlueGreen {
         })
         .await
     }
+}
+
+/// Looks a container up by its name alone, where the engine would take an id as well.
+async fn by_name(client: &Docker, name: &str) -> Result<Option<ContainerInspectResponse>, DockerError> {
+    Ok(containers::inspect(client, name).await?.filter(|container| name_of(container) == name))
 }
 
 fn is_ours(container: &ContainerInspectResponse, cx: &Context) -> bool {
@@ -184,7 +190,7 @@ impl Step for BlueGreen {
     async fn apply(&self, cx: &Context, undo: &BlueGreenUndo) -> Result<BlueGreenOutput, StepError> {
         let client = self.engine.connect(cx).await?;
         let old = self.old(&client, cx, undo).await?;
-        let new = self.bring_up(&client, cx, undo).await?;
+        let new = Box::pin(self.bring_up(&client, cx, undo)).await?;
         not_cancelled(cx)?;
         match (&undo.switch, &self.proxy) {
             (SwitchUndo::Alias(names), _) => {
@@ -203,7 +209,7 @@ impl Step for BlueGreen {
         Ok(BlueGreenOutput {
             container: undo.new.clone(),
             id: id_of(&new).to_owned(),
-            image: undo.image.clone(),
+            image: undo.image.id.clone(),
             replaced: Some(undo.old.name.clone()),
         })
     }
@@ -221,14 +227,18 @@ impl Step for BlueGreen {
             containers::stop(&client, &undo.old.id, &undo.old.name, containers::grace_of(&old)).await?;
             containers::remove(&client, &undo.old.id, &undo.old.name, false).await?;
         }
-        Ok(())
+        Ok(undo.image.forget(&client, cx).await?)
     }
 
     fn definition(&self) -> Value {
-        let mut config = self.config.clone();
+        let mut definition = serde_json::to_value(&self.config).unwrap_or_default();
         // How long things may take makes it no other step.
-        config.drain = Span::from_secs(0);
-        serde_json::to_value(&config).unwrap_or_default()
+        for (place, keys) in [("", &["drain"][..]), ("/health", &["within", "stable", "every"])] {
+            if let Some(map) = definition.pointer_mut(place).and_then(Value::as_object_mut) {
+                map.retain(|key, _| !keys.contains(&key.as_str()));
+            }
+        }
+        definition
     }
 
     fn inputs(&self) -> Vec<std::path::PathBuf> {
@@ -273,13 +283,14 @@ impl Rollback for BlueGreen {
             (SwitchUndo::Proxy(file), Some(proxy)) => proxy.switch_back(&client, cx, file, &undo.new).await?,
             (SwitchUndo::Proxy(_), None) => return Err(another_definition()),
         };
-        let Some(new) = new else { return Ok(()) };
-        if had_traffic {
-            self.drained(cx, &undo.new).await?;
+        if let Some(new) = new {
+            if had_traffic {
+                self.drained(cx, &undo.new).await?;
+            }
+            containers::stop(&client, id_of(&new), &undo.new, containers::grace_of(&new)).await?;
+            containers::remove(&client, id_of(&new), &undo.new, true).await?;
         }
-        containers::stop(&client, id_of(&new), &undo.new, containers::grace_of(&new)).await?;
-        containers::remove(&client, id_of(&new), &undo.new, true).await?;
-        Ok(())
+        Ok(undo.image.take_back(&client, cx).await?)
     }
 }
 

@@ -21,7 +21,7 @@ use super::config::ProxySwitch;
 use super::program;
 use super::template::{Place, Template};
 use crate::containers::{self, name_of};
-use crate::error::not_cancelled;
+use crate::error::{not_cancelled, unless_cancelled};
 use crate::health::{address_of, run_inside};
 
 /// Leads traffic by a file that a proxy reads.
@@ -207,7 +207,8 @@ impl Proxy {
                     StepError::permanent(format!("container {name}, the proxy, does not run"))
                         .with_hint("start it, or correct `switch.proxy.container`")
                 })?;
-                run_inside(client, containers::id_of(&proxy), argv).await?
+                // Given up, it goes on there; whatever reads the file later reads what is there then.
+                unless_cancelled(cx, run_inside(client, containers::id_of(&proxy), argv)).await?
             }
         };
         if code == 0 {

@@ -13,7 +13,9 @@ use upgrade_core::secret::ExposeSecret;
 use upgrade_core::step::{Change, Effect, Prepared};
 
 use super::beside::{MADE_BY, refuse_what_only_one_can_have};
-use super::{BlueGreen, BlueGreenOutput, BlueGreenUndo, NamesUndo, Standing, Switch, SwitchUndo, another_definition};
+use super::{
+    BlueGreen, BlueGreenOutput, BlueGreenUndo, NamesUndo, Standing, Switch, SwitchUndo, another_definition, by_name,
+};
 use crate::containers::{self, id_of, name_of, state_line};
 use crate::error::not_cancelled;
 use crate::specification::{Changes, Sources, Specification, config_of, specify};
@@ -35,7 +37,7 @@ impl BlueGreen {
         let (blue, green) = (format!("{name}-blue"), format!("{name}-green"));
         let mut all = Vec::new();
         for candidate in [name, &blue, &green] {
-            all.extend(containers::inspect(client, candidate).await?);
+            all.extend(by_name(client, candidate).await?);
         }
         let old = match all.as_slice() {
             [old] => old.clone(),
@@ -73,17 +75,15 @@ impl BlueGreen {
         let (old, new) = self.present(client).await?;
         refuse_what_only_one_can_have(&old)?;
         let reference = self.config.image.to_string();
-        let platform = self.config.platform.as_deref();
-        let image = if cx.is_dry_run() {
-            images::local(client, &reference).await?
-        } else {
-            Some(images::obtain(&self.engine, client, cx, &self.config.image, platform, self.config.pull).await?)
-        };
-        let mut next = self.describe(client, cx, &old, image.as_ref()).await?;
-        let image = image.as_ref().map(images::id_of).transpose()?.unwrap_or_default();
-        if old.image.as_deref() == Some(&image) && next.same {
-            let output =
-                BlueGreenOutput { container: name_of(&old).into(), id: id_of(&old).into(), image, replaced: None };
+        let (image, inspected) = self.image(client, cx).await?;
+        let mut next = self.describe(client, cx, &old, inspected.as_ref()).await?;
+        if old.image.as_ref() == Some(&image.id) && next.same {
+            let output = BlueGreenOutput {
+                container: name_of(&old).into(),
+                id: id_of(&old).into(),
+                image: image.id,
+                replaced: None,
+            };
             return Ok(Prepared::unchanged(output, format!("container {} runs this image", name_of(&old))));
         }
         let (switch, how) = match (&self.config.switch, &self.proxy) {
@@ -136,6 +136,10 @@ impl BlueGreen {
         if !self.config.env.is_empty() {
             let names: Vec<_> = self.config.env.keys().map(String::as_str).collect();
             text.push_str(&format!("; variables {}", names.join(", ")));
+        }
+        let labels = old.config.as_ref().and_then(|config| config.labels.as_ref());
+        if let Some(project) = labels.and_then(|labels| labels.get("com.docker.compose.project")) {
+            text.push_str(&format!("; Compose project {project} does not know of it"));
         }
         text
     }
@@ -195,16 +199,17 @@ impl BlueGreen {
             None => {
                 not_cancelled(cx)?;
                 let Made { body, primary, networks } = made;
+                undo.image.name(client, cx).await?;
                 let specification = Specification { body, primary, networks };
                 verbatim::create(client, &undo.new, self.config.platform.as_deref(), &specification).await?;
                 self.new_one(client, cx, undo).await?.ok_or_else(|| gone(&undo.new))?
             }
         };
-        if new.image.as_deref() != Some(&undo.image) {
+        if new.image.as_ref() != Some(&undo.image.id) {
             return Err(StepError::conflict(Conflict {
                 subject: format!("image {}", self.config.image),
-                found: undo.image.clone(),
-                intended: undo.image.clone(),
+                found: undo.image.id.clone(),
+                intended: undo.image.id.clone(),
                 present: new.image.clone().unwrap_or_default(),
             }));
         }

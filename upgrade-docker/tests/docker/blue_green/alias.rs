@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use serde_json::json;
+use upgrade_core::context::OnConflict;
 use upgrade_core::error::Class;
 use upgrade_core::step::{Prepared, Rollback as _, Step as _};
 use upgrade_core::testkit::TestContext;
@@ -24,21 +25,6 @@ fn service(corner: &Corner) {
 }
 
 impl Corner {
-    /// Makes a network whose subnet is chosen, as those are that let a container keep its address.
-    fn network(&self, what: &str) {
-        let name = self.name(what);
-        for _ in 0..50 {
-            // Others choose as well.
-            let number = uuid_like() % 2000;
-            let subnet = format!("10.212.{}.{}/27", number / 8, number % 8 * 32);
-            if self.engine.command(["network", "create", "--subnet", &subnet, &name]).output().unwrap().status.success()
-            {
-                return;
-            }
-        }
-        panic!("no subnet is free");
-    }
-
     /// Which versions answer to a name, asked `times` times from the client, each time by the name.
     fn answers(&self, name: &str, times: u32) -> Vec<String> {
         let script = format!(
@@ -52,16 +38,11 @@ impl Corner {
     }
 }
 
-fn uuid_like() -> u32 {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    std::collections::hash_map::RandomState::new().build_hasher().finish() as u32
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn names_are_switched_and_given_back_without_a_failed_request() {
     let Some(corner) = Corner::shared("alias") else { return };
     service(&corner);
-    let step = step(&corner, &corner.web("2.0"), json!({ "alias": {} }), json!({ "drain": "2s" }));
+    let step = step(&corner, &corner.web("2.0"), &json!({ "alias": {} }), &json!({ "drain": "2s" }));
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
     // Requests by the name, one after the other, as long as the file is there.
@@ -90,7 +71,7 @@ async fn the_next_upgrade_finds_the_colour_that_serves() {
     let Some(corner) = Corner::shared("colour") else { return };
     service(&corner);
     for (version, colour) in [("2.0", "blue"), ("3.0", "green"), ("4.0", "blue")] {
-        let step = step(&corner, &corner.web(version), json!({ "alias": {} }), json!({}));
+        let step = step(&corner, &corner.web(version), &json!({ "alias": {} }), &json!({}));
         let test = TestContext::new("web");
         let undo = undo(&step, &test).await;
         let output = step.apply(&test.forward(), &undo).await.unwrap();
@@ -106,13 +87,82 @@ async fn the_next_upgrade_finds_the_colour_that_serves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_under_way_is_given_to_its_end() {
+    let Some(corner) = Corner::shared("long") else { return };
+    corner.network("front");
+    let long = "while true; do (for i in $(seq 30); do echo line $i; sleep 0.1; done) | nc -l -p 9000; done";
+    let images = ["1.0", "2.0"].map(|version| {
+        let name = corner.name(&format!("image:{version}"));
+        Image::shell(long).with(&format!("ENV VERSION={version}")).build(&corner.engine, &name);
+        name
+    });
+    let (name, client, network) = (corner.name("web"), corner.name("client"), corner.name("front"));
+    let alias = ["--network", &network, "--network-alias", "api"];
+    for (name, alias) in [(&name, &alias[..]), (&client, &alias[..2])] {
+        corner.engine.docker([&["run", "--detach", "--name", name][..], alias, &[&images[0]]].concat());
+    }
+    let step = step(&corner, &images[1], &json!({ "alias": {} }), &json!({ "health": { "stable": "0s" } }));
+    let test = TestContext::new("web");
+    let undo = undo(&step, &test).await;
+    // Its input stays open, or nc would take the end of that for the end of all.
+    let mut answer = corner.engine.command(["exec", &client, "sh", "-c", "sleep 6 | nc api 9000"]);
+    let answer = answer.stdout(Stdio::piped()).spawn().unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    step.apply(&test.forward(), &undo).await.unwrap();
+    let done = answer.wait_with_output().unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert!(text.ends_with("line 30\n"), "{text}");
+    let format = "{{range .NetworkSettings.Networks}}{{.Aliases}}{{end}}";
+    let aliases = corner.engine.docker(["inspect", "--format", format, undo_name(&undo).as_str()]);
+    assert!(!aliases.contains("api"), "{aliases}");
+    step.rollback(&test.back(), &undo, None).await.unwrap();
+}
+
+/// The name that the old container has until commit.
+fn undo_name(undo: &upgrade_docker::steps::BlueGreenUndo) -> String {
+    let undo = serde_json::to_value(undo).unwrap();
+    undo["switch"]["alias"]["renamed"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_somebody_else_made_meanwhile_is_left_alone_or_overwritten() {
+    let Some(corner) = Corner::shared("foreign") else { return };
+    service(&corner);
+    let (image, next) = (corner.name("image:1.0"), corner.web("2.0"));
+    let (new, old) = (corner.name("web-blue"), corner.name("web"));
+    let step = step(&corner, &next, &json!({ "alias": {} }), &json!({}));
+    let test = TestContext::new("web");
+    let undo = undo(&step, &test).await;
+    let foreign = corner.engine.docker(["create", "--name", &new, &image]);
+    let error = step.apply(&test.forward(), &undo).await.unwrap_err();
+    assert_eq!(error.as_conflict().unwrap().present, foreign);
+    let error = step.rollback(&test.back(), &undo, None).await.unwrap_err();
+    assert_eq!(error.as_conflict().unwrap().subject, format!("container {new}"));
+    let test = test.on_conflict(OnConflict::Overwrite);
+    step.apply(&test.forward(), &undo).await.unwrap();
+    assert_eq!(corner.answers("api", 3), ["2.0"]);
+    step.rollback(&test.back(), &undo, None).await.unwrap();
+    assert_eq!(corner.colours(), ["web image:1.0 running"]);
+
+    // The old one, replaced by another of its name.
+    let test = TestContext::new("web");
+    let undo = self::undo(&step, &test).await;
+    corner.engine.docker(["rm", "--force", &old]);
+    corner.engine.docker(["run", "--detach", "--name", &old, "--network", &corner.name("front"), &image]);
+    let error = step.apply(&test.forward(), &undo).await.unwrap_err();
+    assert_eq!(error.as_conflict().unwrap().subject, format!("container {old}"));
+    assert!(step.rollback(&test.back(), &undo, None).await.unwrap_err().as_conflict().is_some());
+    assert_eq!(corner.colours(), ["web image:1.0 running"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_that_never_serves_leaves_the_old_one_alone() {
     let Some(corner) = Corner::shared("sick") else { return };
     service(&corner);
     let sick = corner.name("image:sick");
     Image::shell("echo cannot open the database; exit 3").build(&corner.engine, &sick);
     let before = corner.engine.docker(["inspect", &corner.name("web")]);
-    let step = step(&corner, &sick, json!({ "alias": {} }), json!({}));
+    let step = step(&corner, &sick, &json!({ "alias": {} }), &json!({}));
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
     let error = step.apply(&test.forward(), &undo).await.unwrap_err();
@@ -130,7 +180,7 @@ async fn what_two_cannot_have_at_once_is_refused_in_the_plan() {
     let (image, next) = (corner.web("1.0"), corner.web("2.0"));
     let name = corner.name("web");
     let alias = json!({ "alias": {} });
-    let step = step(&corner, &next, alias, json!({}));
+    let step = step(&corner, &next, &alias, &json!({}));
     let error = refused(&step).await;
     assert!(error.message().contains("there is no container"), "{error:?}");
 

@@ -4,6 +4,7 @@
 
 mod alias;
 mod proxy;
+mod records;
 
 use serde_json::{Value, json};
 use upgrade_core::error::StepError;
@@ -22,6 +23,26 @@ impl Corner {
         name
     }
 
+    /// Makes a network whose subnet is chosen, as those are that let a container keep its address.
+    fn network(&self, what: &str) {
+        let name = self.name(what);
+        for _ in 0..50 {
+            // Others choose as well.
+            let number = any_number() % 2000;
+            let subnet = format!("10.212.{}.{}/27", number / 8, number % 8 * 32);
+            if self.engine.command(["network", "create", "--subnet", &subnet, &name]).output().unwrap().status.success()
+            {
+                return;
+            }
+        }
+        panic!("no subnet is free");
+    }
+
+    fn address(&self, container: &str) -> String {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        self.engine.docker(["inspect", "--format", format, &self.name(container)])
+    }
+
     /// The containers of the service: name, version, whether it runs.
     fn colours(&self) -> Vec<String> {
         let format = "{{.Names}} {{.Image}} {{.State}}";
@@ -30,7 +51,7 @@ impl Corner {
     }
 }
 
-fn step(corner: &Corner, image: &str, switch: Value, more: Value) -> BlueGreen {
+fn step(corner: &Corner, image: &str, switch: &Value, more: &Value) -> BlueGreen {
     let mut with = json!({
         "target": "engine", "container": corner.name("web"), "image": image, "pull": "never", "switch": switch,
         "drain": "100ms", "health": { "http": { "port": 8080, "path": "/version" }, "stable": "0s", "every": "50ms" },
@@ -49,4 +70,9 @@ async fn undo(step: &BlueGreen, test: &TestContext) -> BlueGreenUndo {
 
 async fn refused(step: &BlueGreen) -> StepError {
     step.prepare(&TestContext::new("web").forward()).await.unwrap_err()
+}
+
+fn any_number() -> u32 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    std::collections::hash_map::RandomState::new().build_hasher().finish() as u32
 }

@@ -25,12 +25,7 @@ const TEMPLATE: &str = "upstream web { server {{ address }}:{{ port }}; }\n";
 fn service(corner: &Corner) -> String {
     let image = corner.web("1.0");
     corner.engine.docker(["run", "--detach", "--name", &corner.name("web"), &image]);
-    corner.engine.docker([
-        "inspect",
-        "--format",
-        "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
-        &corner.name("web"),
-    ])
+    corner.address("web")
 }
 
 /// Runs an nginx that leads to the upstream `web`; ended on drop.
@@ -169,7 +164,7 @@ async fn switch_under_traffic(what: &str, requests: u32) {
     let Some(corner) = Corner::shared(what) else { return };
     let address = service(&corner);
     let Some(nginx) = Nginx::start(&corner, &address) else { return };
-    let step = step(&corner, &corner.web("2.0"), nginx.switch(TEMPLATE), json!({ "drain": "1500ms" }));
+    let step = step(&corner, &corner.web("2.0"), &nginx.switch(TEMPLATE), &json!({ "drain": "1500ms" }));
     let before = fs::read_to_string(nginx.file()).unwrap();
     let traffic = Traffic::of(nginx.port, requests);
     let mut rounds = 0;
@@ -208,7 +203,7 @@ async fn a_file_that_the_proxy_refuses_is_taken_back_at_once() {
     let address = service(&corner);
     let Some(nginx) = Nginx::start(&corner, &address) else { return };
     let switch = nginx.switch("upstream web { server {{ address }}:{{ port }} }\n");
-    let step = step(&corner, &corner.web("2.0"), switch, json!({}));
+    let step = step(&corner, &corner.web("2.0"), &switch, &json!({}));
     let before = fs::read_to_string(nginx.file()).unwrap();
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
@@ -235,7 +230,7 @@ async fn after_a_reload_that_failed_the_old_file_is_reloaded() {
         format!("cat {0} >>{1}; echo >>{1}; echo no memory >&2; grep -q old {0}", file.display(), seen.display());
     let switch = json!({ "proxy": { "file": file, "template": "new {{ name }}", "port": 8080,
                                     "reload": ["sh", "-c", script] } });
-    let step = step(&corner, &corner.web("2.0"), switch, json!({}));
+    let step = step(&corner, &corner.web("2.0"), &switch, &json!({}));
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
     let error = step.apply(&test.forward(), &undo).await.unwrap_err();
@@ -267,7 +262,7 @@ async fn a_proxy_in_a_container_is_reloaded_there() {
     fs::write(&template, "{{ name }} {{ address }}:{{ port }}").unwrap();
     let switch = json!({ "proxy": { "file": directory.join("to"), "template_file": template, "port": 8080,
         "network": "bridge", "container": proxy, "check": ["test", "-s", "/conf/to"], "reload": ["cp", "/conf/to", "/data/to"] } });
-    let step = step(&corner, &corner.web("2.0"), switch, json!({}));
+    let step = step(&corner, &corner.web("2.0"), &switch, &json!({}));
     let test = TestContext::new("web");
     let undo = undo(&step, &test).await;
     step.apply(&test.forward(), &undo).await.unwrap();

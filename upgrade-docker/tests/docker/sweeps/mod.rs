@@ -81,6 +81,15 @@ pub(crate) fn sweep(case: &Case, stride: u64, at_least: usize) {
     assert!(report.cases >= at_least, "{report:?}");
 }
 
+/// Lives through the troubles between two calls alone, where another sweep dies inside the same calls.
+pub(crate) fn sweep_between_calls(case: &Case, stride: u64, at_least: usize) {
+    let Some(engine) = upgrade_testbed::docker::shared() else { return };
+    let sweep = On { case, engine };
+    let report = Sweep::new(&sweep).every(stride).only_between_calls().run();
+    let report = report.unwrap_or_else(|failure| panic!("{failure}"));
+    assert!(report.cases >= at_least, "{report:?}");
+}
+
 /// Asks that each seeded defect is noticed: what a sweep passes proves something only then.
 pub(crate) fn notices_every_seeded_defect(case: &Case) {
     let Some(engine) = upgrade_testbed::docker::shared() else { return };
