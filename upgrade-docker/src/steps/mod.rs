@@ -7,7 +7,6 @@ mod exec;
 mod run;
 mod volume_backup;
 mod volume_restore;
-mod container;
 
 pub use crate::volumes::consumers::{Consumer, Consumers};
 pub use blue_green::{
@@ -62,16 +61,6 @@ pub(crate) fn register(registry: &mut Registry) {
             "Puts what a backup holds into a volume, and keeps what it held until commit",
             reversible(VolumeRestore::from_config),
         );
-    registry.step(
-        "docker.blue_green",
-        "Replaces a container by a new one beside it, and switches traffic without a failed request",
-        reversible(BlueGreen::from_config),
-    );
-    registry.step(
-        "docker.container",
-        "Replaces a container by one from another image, everything else the same",
-        reversible(Container::from_config),
-    );
 }
 
 fn reversible<C, S: Rollback>(
