@@ -64,6 +64,18 @@ impl DockerError {
         }
     }
 
+    /// Tells whether the engine was killed while it started a container, and cannot start it any
+    /// more: it does not end what it has left of it, and refuses to make it again beside that.
+    pub fn is_left_over(&self) -> bool {
+        match self {
+            Self::Engine { source: bollard::errors::Error::DockerResponseServerError { message, .. }, .. } => {
+                (message.starts_with("task ") && message.contains("already exists"))
+                    || message.trim() == "id already in use"
+            }
+            _ => false,
+        }
+    }
+
     /// Tells whether what the request was about does not exist.
     pub fn is_missing(&self) -> bool {
         self.status() == Some(404)
@@ -176,6 +188,14 @@ pub(crate) fn advice(status: u16, message: &str) -> (Class, Option<&'static str>
     }
     if has("no matching manifest") || has("does not match the specified platform") {
         return (Permanent, Some("build and push the image for this platform as well, or name another `platform`"));
+    }
+    if (has("task ") && has("already exists")) || has("id already in use") {
+        return (
+            Permanent,
+            Some(
+                "the engine was killed while it started this container: `ctr --namespace moby tasks delete --force ID`, then again",
+            ),
+        );
     }
     if has("port is already allocated") || has("address already in use") {
         return (

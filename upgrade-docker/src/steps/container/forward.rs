@@ -26,6 +26,17 @@ const ON_ITS_WAY: Duration = Duration::from_millis(50);
 
 impl Container {
     pub(super) async fn replace(&self, cx: &Context, undo: &ContainerUndo) -> Result<ContainerOutput, StepError> {
+        match Box::pin(self.try_to_replace(cx, undo)).await? {
+            Some(output) => Ok(output),
+            None => Box::pin(self.try_to_replace(cx, undo)).await?.ok_or_else(|| {
+                StepError::transient(format!("the engine cannot start container {}", undo.name))
+                    .with_hint("it may be killed again and again: look at its log, then `upgrade resume`")
+            }),
+        }
+    }
+
+    /// Returns nothing if the next container was removed, and must be made anew.
+    async fn try_to_replace(&self, cx: &Context, undo: &ContainerUndo) -> Result<Option<ContainerOutput>, StepError> {
         let name = &undo.name;
         let client = self.engine.connect(cx).await?;
         let mut at = Situation::read(&client, cx, undo, None).await?;
@@ -69,10 +80,20 @@ impl Container {
         containers::rename(&client, &new, name).await?;
         if undo.found.running {
             cx.progress(3, 4, format!("starting container {name}"));
-            containers::start(&client, &new, name).await.map_err(|error| not_started(error, name))?;
+            match containers::start(&client, &new, name).await {
+                Err(error) if error.is_left_over() => {
+                    containers::remove(&client, &new, name, true).await?;
+                    return Ok(None);
+                }
+                started => started.map_err(|error| not_started(error, name))?,
+            }
             self.config.health.wait(&client, cx, &new, name).await?;
         }
-        Ok(ContainerOutput { id: new, image: undo.intended.image.clone(), image_id: undo.intended.image_id.clone() })
+        Ok(Some(ContainerOutput {
+            id: new,
+            image: undo.intended.image.clone(),
+            image_id: undo.intended.image_id.clone(),
+        }))
     }
 
     /// Makes the next container beside the old one, complete; returns its id.
@@ -129,8 +150,7 @@ impl Container {
         sleep(ON_ITS_WAY).await;
         let client = self.engine.connect(cx).await?;
         let at = Situation::read(&client, cx, undo, None).await?;
-        let untouched = at.new.is_none() && at.old.as_ref().is_some_and(|old| name_of(old) == undo.name);
-        if !untouched {
+        if at.new.is_some() || at.old.is_none() {
             return Ok(());
         }
         let incoming = naming::incoming(&undo.name, cx);

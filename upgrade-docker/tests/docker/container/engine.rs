@@ -115,8 +115,8 @@ async fn an_engine_that_ends_leaves_one_container_serving() {
 #[ignore = "a campaign of some minutes: an end every 20 ms of a replacement"]
 async fn campaign_an_engine_that_ends_leaves_one_container_serving() {
     let Some(scene) = Scene::new() else { return };
-    for end in [End::Killed, End::Stopped] {
-        for after in (0..800).step_by(20) {
+    for after in (0..800).step_by(20) {
+        for end in [End::Killed, End::Stopped] {
             println!("{}", scene.live(end, Duration::from_millis(after), after % 40 == 0).await);
         }
     }

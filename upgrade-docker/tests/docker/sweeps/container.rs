@@ -196,13 +196,13 @@ fn sweep(both: bool, stride: u64, at_least: usize) {
 
 #[test]
 fn a_container_is_replaced_or_as_it_was() {
-    sweep(false, 5, 30);
+    sweep(false, 3, 30);
 }
 
 #[test]
 #[ignore = "a campaign of some minutes: two containers, and every append of the journal"]
 fn campaign_containers_are_all_replaced_or_none() {
-    sweep(true, 1, 100);
+    sweep(true, 1, 80);
 }
 
 #[test]
