@@ -4,6 +4,7 @@ mod blue_green;
 mod compose;
 mod container;
 mod exec;
+mod image;
 mod run;
 mod volume_backup;
 mod volume_restore;
@@ -15,6 +16,7 @@ pub use blue_green::{
 pub use compose::{Compose, ComposeConfig, ComposeOutput, ComposeUndo, Replicas, ServiceOutput, ServiceUndo};
 pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
 pub use exec::{Exec, ExecConfig, ExecOutput, ExecUndo, UndoableExec};
+pub use image::{Image, ImageConfig, ImageOutput, ImageUndo};
 pub use run::{Run, RunConfig, RunOutput, RunUndo, UndoCommand, UndoConfig, UndoableRun};
 pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
 pub use volume_restore::{VolumeRestore, VolumeRestoreConfig, VolumeRestoreOutput, VolumeRestoreUndo};
@@ -45,6 +47,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "docker.exec",
             "Runs a command inside a running container, and another one to undo it",
             Exec::any_from_config,
+        )
+        .step(
+            "docker.image",
+            "Brings an image to an engine under a name, and prunes old ones at commit",
+            reversible(Image::from_config),
         )
         .step(
             "docker.run",

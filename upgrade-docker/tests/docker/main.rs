@@ -10,6 +10,7 @@ mod documentation;
 mod exec;
 mod foundation;
 mod handover;
+mod image;
 mod run;
 mod sweeps;
 mod tunnel;

@@ -7,6 +7,7 @@ mod blue_green;
 mod compose;
 mod container;
 mod exec;
+mod image;
 mod run;
 mod volume_backup;
 mod volume_restore;
