@@ -3,7 +3,9 @@
 #![cfg(test)]
 
 mod compose;
+mod compose_trouble;
 mod documentation;
 mod foundation;
+mod stack;
 mod sweeps;
 mod world;
