@@ -1,10 +1,12 @@
 //! Images: obtained and verified before anything is stopped, and kept until commit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bollard::Docker;
 use bollard::models::ImageInspect;
-use bollard::query_parameters::{CreateImageOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder};
+use bollard::query_parameters::{
+    CreateImageOptionsBuilder, ListContainersOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+};
 use futures_util::StreamExt as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -203,13 +205,32 @@ pub async fn keep(client: &Docker, cx: &Context, image_id: &str) -> Result<(), D
 
 /// Takes the tag away that [`keep`] gave. A second call finds nothing to do.
 ///
+/// Where it is an image's last name and a stopped container is of that image, the tag stays: without
+/// it, the engine would remove the image under the container.
+///
 /// # Errors
 /// The engine cannot be asked.
 pub async fn let_go(client: &Docker, cx: &Context, image_id: &str) -> Result<(), DockerError> {
     let (name, tag) = kept_image(image_id, cx);
-    let options = RemoveImageOptionsBuilder::new().noprune(true).build();
-    let removed = client.remove_image(&format!("{name}:{tag}"), Some(options), None).await;
-    found(removed.doing(|| format!("letting go of image {image_id}"))).map(|_| ())
+    let remove = async |force: bool| {
+        let options = RemoveImageOptionsBuilder::new().noprune(true).force(force).build();
+        let removed = client.remove_image(&format!("{name}:{tag}"), Some(options), None).await;
+        found(removed.doing(|| format!("letting go of image {image_id}"))).map(|_| ())
+    };
+    match remove(false).await {
+        Err(error) if error.is_in_conflict() => {}
+        done => return done,
+    }
+    // "container … is using its referenced image": by force, the engine takes the name away and leaves
+    // the image to a container that runs.
+    let filters = HashMap::from([("ancestor".to_owned(), vec![image_id.to_owned()])]);
+    let options = ListContainersOptionsBuilder::new().filters(&filters).build();
+    let running = client.list_containers(Some(options)).await.doing(|| format!("asking who uses image {image_id}"))?;
+    if running.is_empty() {
+        tracing::warn!(image = image_id, "its tag {name}:{tag} stays: a stopped container has no other name for it");
+        return Ok(());
+    }
+    remove(true).await
 }
 
 /// Takes the tag away that [`keep`] gave, of an image that may have no other name and be in use.

@@ -96,6 +96,30 @@ async fn a_kept_image_survives_its_name() {
 }
 
 #[tokio::test]
+async fn a_kept_image_is_let_go_though_a_container_runs_of_it() {
+    let Some(corner) = Corner::shared("used") else { return };
+    let engine = &corner.engine;
+    let name = corner.name("image:1");
+    let id = Image::shell("sleep 1000").build(engine, &name);
+    let container = engine.docker(["run", "--detach", "--network", "none", "--name", &corner.name("user"), &name]);
+    let cx = context();
+    let client = target(engine.host()).connect(&cx).await.unwrap();
+    images::keep(&client, &cx, &id).await.unwrap();
+    // The name goes to another image, as a pull moves it.
+    Image::shell("sleep 2000").build(engine, &name);
+    let is_kept = || engine.docker(["image", "inspect", "--format", "{{.RepoTags}}", &id]).contains("upgrade-kept");
+    engine.docker(["kill", &container]);
+    images::let_go(&client, &cx, &id).await.unwrap();
+    assert!(is_kept(), "it is the last name that the stopped container's image has");
+    engine.docker(["start", &container]);
+    images::let_go(&client, &cx, &id).await.unwrap();
+    assert!(!is_kept());
+    assert!(containers::is_running(&containers::inspect(&client, &container).await.unwrap().unwrap()));
+    engine.docker(["rm", "--force", &container]);
+    engine.docker(["image", "rm", &id]);
+}
+
+#[tokio::test]
 async fn every_change_of_a_container_may_be_repeated() {
     let Some(corner) = Corner::shared("repeat") else { return };
     let engine = &corner.engine;

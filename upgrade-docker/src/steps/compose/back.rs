@@ -202,6 +202,9 @@ impl Back<'_> {
     /// Lets a tag name an image again. One that does is left alone.
     async fn tag(&self, reference: &str, id: &str) -> Result<(), StepError> {
         let Roll { cx, client, .. } = self.roll;
+        if reference.starts_with("sha256:") {
+            return Ok(());
+        }
         let Ok(name) = reference.parse::<ImageReference>() else { return Ok(()) };
         let (None, Some(tag)) = (name.digest(), name.tag()) else { return Ok(()) };
         let now = images::local(client, reference).await?.and_then(|image| image.id);

@@ -8,7 +8,7 @@ use upgrade_core::pipeline::Pipeline;
 use upgrade_core::testkit::{Mutation, Scenario, Sweep};
 use upgrade_testbed::docker::{self, Engine, Image};
 
-use crate::compose::Stack;
+use crate::stack::Stack;
 use crate::world::{Corner, registry};
 
 /// Puts projects of one file on an engine, their images made once for all of them.
