@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io;
 
 use serde_json::{Value, json};
-use upgrade_core::error::StepError;
+use upgrade_core::error::{Class, StepError};
 use upgrade_core::executor::ExecutorError;
 use upgrade_core::file::{FileError, FileMistake};
 use upgrade_core::journal::JournalError;
@@ -127,7 +127,10 @@ impl From<JournalError> for Failure {
 
 impl From<StepError> for Failure {
     fn from(error: StepError) -> Self {
+        // What may pass by itself is no mistake of whoever called: a script may try again.
+        let exit = if error.class() == Class::Permanent { Exit::Usage } else { Exit::Internal };
         Self {
+            exit,
             causes: error.causes().to_vec(),
             hint: error.hint().map(str::to_owned),
             detail: error.detail().map(str::to_owned),
@@ -155,5 +158,16 @@ impl From<ExecutorError> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::internal("cannot write the result").with_cause(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_can_tell_a_server_that_is_down_from_a_mistake_of_its_own() {
+        assert_eq!(Failure::from(StepError::transient("the server does not answer")).exit, Exit::Internal);
+        assert_eq!(Failure::from(StepError::permanent("the password is wrong")).exit, Exit::Usage);
     }
 }

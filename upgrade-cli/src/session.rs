@@ -47,6 +47,8 @@ pub(crate) struct Session {
 /// Knows the kinds of every adapter that is built in.
 pub(crate) fn registry() -> Registry {
     let mut registry = Registry::new();
+    #[cfg(feature = "docker")]
+    upgrade_docker::register(&mut registry);
     #[cfg(feature = "host")]
     upgrade_host::register(&mut registry);
     #[cfg(feature = "postgres")]

@@ -152,7 +152,7 @@ fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Classes what an engine answered, with the line that tells what to do.
-fn advice(status: u16, message: &str) -> (Class, Option<&'static str>) {
+pub(crate) fn advice(status: u16, message: &str) -> (Class, Option<&'static str>) {
     use Class::{Permanent, Transient};
     let said = message.to_lowercase();
     let has = |text: &str| said.contains(text);

@@ -7,31 +7,45 @@
 //! - [`reference`](mod@reference): names of images, and `credentials`: who may pull them;
 //! - [`images`]: images obtained, verified and kept;
 //! - [`containers`]: what is done to one container;
+//! - [`handover`]: a run that goes on when its own container stops;
+//! - [`mounts`], `oneoff` and `printed`: containers that run one command, and what it printed;
 //! - [`health`]: when a container counts as serving;
 //! - [`naming`]: names and labels of what a run makes;
 //! - [`specification`]: what a container is made of, taken from one that is there;
-//! - [`verbatim`]: containers in the engine's own words.
+//! - `tunnel`: a way into the networks of an engine;
+//! - [`verbatim`]: containers in the engine's own words;
+//! - `volumes`: what volumes hold, read and written through the archive API.
 
 pub mod checks;
+mod compose;
 mod connection;
 pub mod containers;
 mod credentials;
 pub mod error;
+pub mod handover;
 pub mod health;
 pub mod images;
+mod inside;
+pub mod mounts;
 pub mod naming;
+mod oneoff;
+mod printed;
 pub mod reference;
 pub mod specification;
 pub mod steps;
 pub mod target;
+mod tunnel;
 pub mod verbatim;
+mod volumes;
 
 use upgrade_core::registry::Registry;
 
 pub use connection::TlsFiles;
 pub use error::DockerError;
+pub use mounts::MountSpec;
 pub use reference::ImageReference;
 pub use target::{Engine, EngineConfig, RegistryLogin};
+pub use tunnel::TunnelConfig;
 
 /// Registers every kind of this crate: `docker` and `docker.*`.
 pub fn register(registry: &mut Registry) {

@@ -1,7 +1,7 @@
 //! An engine as the target of an upgrade: where it is, who may pull, and what of it is changed.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,6 +18,7 @@ use upgrade_core::units::Span;
 
 use crate::connection::{Endpoint, TlsFiles, of_this_process};
 use crate::error::{Doing, cancelled};
+use crate::tunnel::TunnelConfig;
 
 /// Configures the target kind `docker`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -40,6 +41,10 @@ pub struct EngineConfig {
     /// here is looked up in Docker's own configuration and its credential helpers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub registries: BTreeMap<String, RegistryLogin>,
+    /// How targets that name this one as `via` are reached, where this machine has no route to the
+    /// engine's networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<TunnelConfig>,
 }
 
 /// Names a user of a registry.
@@ -53,7 +58,7 @@ pub struct RegistryLogin {
 }
 
 pub(crate) fn register(registry: &mut Registry) {
-    registry.target("docker", "Names a Docker Engine, and who may pull from which registry", Engine::from_config);
+    registry.tunnel("docker", "Names a Docker Engine, and who may pull from which registry", Engine::from_config);
 }
 
 /// Names a Docker Engine and connects to it.
@@ -65,6 +70,9 @@ pub struct Engine {
     endpoint: Endpoint,
     timeout: Duration,
     registries: BTreeMap<String, RegistryLogin>,
+    tunnel: Option<TunnelConfig>,
+    /// Where the tunnel is known to lead: trying costs time, and a connection there.
+    pub(crate) led: Arc<Mutex<BTreeSet<(String, u16)>>>,
 }
 
 impl Engine {
@@ -92,7 +100,11 @@ impl Engine {
             (None, None) => of_this_process().endpoint()?,
         };
         let timeout = config.timeout.map_or(Duration::from_secs(120), |span| span.0);
-        Ok(Self { endpoint, timeout, registries: config.registries })
+        if let Some(tunnel) = &config.tunnel {
+            tunnel.validate()?;
+        }
+        let (registries, tunnel) = (config.registries, config.tunnel);
+        Ok(Self { endpoint, timeout, registries, tunnel, led: Arc::default() })
     }
 
     /// Returns the target that a step or check names, or the engine of this machine.
@@ -111,9 +123,19 @@ impl Engine {
         &self.endpoint.host
     }
 
+    /// Returns the files for TLS, where the engine is reached with it.
+    pub(crate) fn tls(&self) -> Option<&TlsFiles> {
+        self.endpoint.tls.as_ref()
+    }
+
     /// Returns who may pull from and push to registries, as far as the target says.
     pub(crate) fn registries(&self) -> &BTreeMap<String, RegistryLogin> {
         &self.registries
+    }
+
+    /// Returns how networks of the engine are reached, if not by their addresses.
+    pub(crate) fn tunnel(&self) -> Option<&TunnelConfig> {
+        self.tunnel.as_ref()
     }
 
     /// Connects for the step or check that is called.

@@ -274,6 +274,8 @@ impl Program {
             "could not receive data from server",
             "the database system is",
             "SSL connection has been closed",
+            // The session that keeps the snapshot ended.
+            "invalid snapshot identifier",
         ]) {
             StepError::transient(text)
                 .with_hint("the connection broke or could not be made: `upgrade resume` when the server is reachable")

@@ -1,6 +1,6 @@
 //! `postgres.backup` against `pg_dump | gzip`, in one run, on a database that pgbench made.
 //!
-//! `cargo run --release -p upgrade-benches --bin backup [SCALE [VERSION [ROUNDS]]]`
+//! `cargo run --release -p upgrade-benches --bin backup [SCALE [VERSION [ROUNDS [LEVEL]]]]`
 //!
 //! The two take turns on one server, each with its files on the same disk, and the median of the
 //! rounds' ratios counts. Ours includes what the step does beside dumping: digests read back, the
@@ -31,6 +31,7 @@ fn main() -> Outcome<()> {
         Some(other) => return Err(format!("there is no server of version {other} here: 15, 16 or 18").into()),
     };
     let rounds: usize = arguments.get(2).map_or(Ok(3), |text| text.parse())?;
+    let level: u8 = arguments.get(3).map_or(Ok(3), |text| text.parse())?;
     let settings = [("shared_buffers", "512MB"), ("max_wal_size", "4GB"), ("fsync", "off")];
     let server = postgres::own(version, &settings).ok_or("there are no programs of that version")?;
     let database = server.database();
@@ -41,14 +42,14 @@ fn main() -> Outcome<()> {
     database.execute("vacuum analyze");
     let size: f64 = database.text("select pg_database_size(current_database())").parse()?;
     println!("pgbench -s {scale} on PostgreSQL {version}: {:.0} MB, {rounds} rounds", size / 1e6);
-    compare(&server, &database, rounds)?;
+    compare(&server, &database, rounds, level)?;
     // Rows of pgbench are mostly blanks, which gzip is as good as done with: what users keep is not.
     database.execute("drop table pgbench_accounts, pgbench_branches, pgbench_history, pgbench_tellers");
     database.execute(&ORDERS.replace("ROWS", &(u64::from(scale) * 60_000).to_string()));
     database.execute("vacuum analyze");
     let size: f64 = database.text("select pg_database_size(current_database())").parse()?;
     println!("orders on PostgreSQL {version}: {:.0} MB, {rounds} rounds", size / 1e6);
-    compare(&server, &database, rounds)
+    compare(&server, &database, rounds, level)
 }
 
 /// Rows as an application keeps them: keys, names, amounts, times, a document.
@@ -64,12 +65,12 @@ const ORDERS: &str = "
 ";
 
 /// Lets the two take turns.
-fn compare(server: &Server, database: &postgres::Database, rounds: usize) -> Outcome<()> {
+fn compare(server: &Server, database: &postgres::Database, rounds: usize, level: u8) -> Outcome<()> {
     let home = tempfile::tempdir()?;
     let (mut ratios, mut sizes) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let (theirs, their_bytes) = piped(server, database.name(), home.path())?;
-        let (ours, our_bytes) = step(server, &database.url(), home.path(), "list")?;
+        let (ours, our_bytes) = step(server, &database.url(), home.path(), "list", level)?;
         println!(
             "  pg_dump | gzip {:6.2} s {:8.1} MB    postgres.backup {:6.2} s {:8.1} MB",
             theirs.as_secs_f64(),
@@ -82,7 +83,7 @@ fn compare(server: &Server, database: &postgres::Database, rounds: usize) -> Out
     }
     println!("times as fast  {}", spread(ratios));
     println!("size           {}", spread(sizes));
-    let (proven, _) = step(server, &database.url(), home.path(), "restore")?;
+    let (proven, _) = step(server, &database.url(), home.path(), "restore", level)?;
     println!("proven by a restore: {:.2} s", proven.as_secs_f64());
     Ok(())
 }
@@ -114,7 +115,7 @@ fn piped(server: &Server, database: &str, home: &Path) -> Outcome<(Duration, u64
     Ok((took, bytes))
 }
 
-fn step(server: &Server, url: &str, home: &Path, prove: &str) -> Outcome<(Duration, u64)> {
+fn step(server: &Server, url: &str, home: &Path, prove: &str, level: u8) -> Outcome<(Duration, u64)> {
     let secret = home.join("url");
     fs::write(&secret, url)?;
     let reference = SecretRef::file(secret.to_str().ok_or("the path is not UTF-8")?);
@@ -122,7 +123,7 @@ fn step(server: &Server, url: &str, home: &Path, prove: &str) -> Outcome<(Durati
     let target = Database::from_config(DatabaseConfig::new(reference), &cx)?;
     let cx = cx.with_target("db", AnyTarget::new("postgres", target));
     let tools = json!({ "pg_dump": server.bin("pg_dump"), "pg_restore": server.bin("pg_restore") });
-    let config = json!({ "target": "db", "to": "backups", "prove": prove, "tools": tools });
+    let config = json!({ "target": "db", "to": "backups", "prove": prove, "level": level, "tools": tools });
     let step = Backup::from_config(serde_json::from_value(config)?, &cx)?;
     let test = TestContext::new("bench");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -1,8 +1,8 @@
 //! Images made from busybox, without a registry.
 
 use std::io::Write as _;
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use super::Engine;
 
@@ -10,13 +10,15 @@ use super::Engine;
 #[derive(Clone, Debug)]
 pub struct Image {
     changes: Vec<String>,
+    /// Where in the image, and from where on this machine.
+    files: Vec<(String, PathBuf)>,
 }
 
 impl Image {
     /// An image that runs a shell command and ends at once when it is stopped.
     pub fn shell(script: &str) -> Self {
         let command = format!("CMD [\"/bin/sh\", \"-c\", {}]", quoted(script));
-        Self { changes: vec![command, "STOPSIGNAL SIGKILL".into()] }
+        Self { changes: vec![command, "STOPSIGNAL SIGKILL".into()], files: Vec::new() }
     }
 
     /// An image that answers `GET /version` with `version` on port 8080.
@@ -43,6 +45,22 @@ impl Image {
         self.with(&instruction)
     }
 
+    /// Adds a program of this machine as `/bin/NAME`, with the libraries that it needs.
+    ///
+    /// # Panics
+    /// It does not exist.
+    #[must_use]
+    pub fn program(mut self, path: &Path) -> Self {
+        let name = path.file_name().expect("a program has a name").to_string_lossy().into_owned();
+        let listed = Command::new("ldd").arg(path).output().expect("ldd can be started");
+        for word in String::from_utf8_lossy(&listed.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+            let library = std::fs::canonicalize(word).unwrap_or_else(|error| panic!("{word}: {error}"));
+            self.files.push((word.trim_start_matches('/').to_owned(), library));
+        }
+        self.files.push((format!("bin/{name}"), path.to_owned()));
+        self
+    }
+
     /// Makes the image on an engine, under a name and tag; returns its id.
     ///
     /// # Panics
@@ -54,7 +72,7 @@ impl Image {
         let text = lines.chain([own.as_str()]).collect::<Vec<_>>().join("\n");
         let mut context = tar::Builder::new(Vec::new());
         add(&mut context, tar::EntryType::Regular, "Dockerfile", 0o644, None, text.as_bytes());
-        add(&mut context, tar::EntryType::Regular, "root.tar", 0o644, None, &root());
+        add(&mut context, tar::EntryType::Regular, "root.tar", 0o644, None, &root(&self.files));
         let context = context.into_inner().expect("an archive in memory can be written");
         let mut command = engine.command(["build", "--quiet", "--tag", name, "-"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -69,8 +87,8 @@ impl Image {
     }
 }
 
-/// A root directory with nothing but busybox in it, as an archive.
-fn root() -> Vec<u8> {
+/// A root directory with busybox in it and some files, as an archive.
+fn root(files: &[(String, PathBuf)]) -> Vec<u8> {
     let busybox = Path::new("/bin/busybox");
     let program = std::fs::read(busybox).unwrap_or_else(|error| panic!("{}: {error}", busybox.display()));
     let mut archive = tar::Builder::new(Vec::new());
@@ -128,6 +146,10 @@ fn root() -> Vec<u8> {
         None,
         b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
     );
+    for (at, from) in files {
+        let contents = std::fs::read(from).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        add(tar::EntryType::Regular, at, 0o755, None, &contents);
+    }
     archive.into_inner().expect("an archive in memory can be written")
 }
 

@@ -8,12 +8,11 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::chain::chain;
+use super::patience::acquire_within;
 use super::{Hold, Journal, JournalError, Lease, RunSummary};
 use crate::entry::{Entry, Record, Request};
 use crate::names::{Actor, LockName, RunId, Seq};
 use crate::sealed::{MemorySealed, SealedStorage};
-
-const POLL: Duration = Duration::from_millis(10);
 
 /// Keeps a journal in memory; clones share it, with leases that exclude each other.
 ///
@@ -70,20 +69,11 @@ impl MemoryJournal {
 #[async_trait]
 impl Journal for MemoryJournal {
     async fn acquire(&self, locks: &[LockName], patience: Duration) -> Result<Lease, JournalError> {
-        let mut names = locks.to_vec();
-        names.sort();
-        names.dedup();
-        let mut waited = Duration::ZERO;
-        loop {
-            match self.try_acquire(&names) {
-                Err(JournalError::Held { .. }) if waited < patience => {
-                    let pause = POLL.min(patience - waited);
-                    tokio::time::sleep(pause).await;
-                    waited += pause;
-                }
-                answer => return answer,
-            }
-        }
+        acquire_within(locks, patience, |names| {
+            let taken = self.try_acquire(&names);
+            async { taken }
+        })
+        .await
     }
 
     async fn append(

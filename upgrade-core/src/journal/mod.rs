@@ -16,9 +16,11 @@ pub mod cipher;
 pub mod conformance;
 pub mod file;
 pub mod memory;
+mod patience;
 
 pub use self::file::FileJournal;
 pub use self::memory::MemoryJournal;
+pub use self::patience::acquire_within;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -41,6 +42,21 @@ pub(crate) fn check(engine: &Engine, kind: &str, with: Value) -> Result<Arc<dyn 
     registry().make_check(kind, with, &build_context(engine.host()))
 }
 
+/// Compares with a golden file; `UPDATE_GOLDEN=1` writes it.
+#[allow(dead_code)]
+pub(crate) fn golden(name: &str, undo: &impl serde::Serialize, replace: &[(&str, &str)]) -> Value {
+    let mut text = serde_json::to_string_pretty(undo).unwrap() + "\n";
+    for (from, to) in replace {
+        text = text.replace(from, to);
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{}", path.display());
+    serde_json::from_str(&text).unwrap()
+}
+
 /// Holds a corner of an engine: everything whose name begins with its prefix, removed on drop.
 pub(crate) struct Corner {
     pub(crate) engine: Engine,
@@ -62,9 +78,9 @@ impl Corner {
         format!("{}-{what}", self.prefix)
     }
 
-    /// A directory of this machine that belongs to this corner; not made yet.
-    pub(crate) fn directory(&self) -> std::path::PathBuf {
-        std::env::temp_dir().join(&self.prefix)
+    /// A directory of this machine that goes with the corner; pipelines name it `/tmp/PREFIX`.
+    pub(crate) fn directory(&self) -> PathBuf {
+        Path::new("/tmp").join(&self.prefix)
     }
 
     /// What stands there, as the engine lists it: `names` of containers, networks, volumes, images.
@@ -85,7 +101,8 @@ impl Drop for Corner {
             (&["ps", "--all"][..], &["rm", "--force", "--volumes"][..], "{{.Names}}"),
             (&["network", "ls"], &["network", "rm"], "{{.Name}}"),
             (&["volume", "ls"], &["volume", "rm", "--force"], "{{.Name}}"),
-            (&["image", "ls"], &["image", "rm", "--force"], "{{.Repository}}:{{.Tag}}"),
+            // With its parents, another test's build would lose what it just found in the cache.
+            (&["image", "ls"], &["image", "rm", "--force", "--no-prune"], "{{.Repository}}:{{.Tag}}"),
         ] {
             // Another test may have removed something between the list and its reading.
             let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.list(list, format)));

@@ -32,7 +32,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use upgrade_core::entry::{Entry, Header, Record, Request};
 use upgrade_core::journal::cipher::Cipher;
-use upgrade_core::journal::{Fault, Journal, JournalError, Lease, RunSummary};
+use upgrade_core::journal::{Fault, Journal, JournalError, Lease, RunSummary, acquire_within};
 use upgrade_core::names::{LockName, RunId, Seq};
 use upgrade_core::sealed::SealedStorage;
 
@@ -41,9 +41,6 @@ pub use self::address::JournalAddress;
 use self::clerk::Clerk;
 use self::lease::PostgresHold;
 use self::sealed::PostgresSealed;
-
-/// How long one that waits for a lease pauses before it asks again.
-const POLL: Duration = Duration::from_millis(50);
 
 /// Keeps a journal in a PostgreSQL database.
 ///
@@ -127,23 +124,12 @@ impl PostgresJournal {
 #[async_trait]
 impl Journal for PostgresJournal {
     async fn acquire(&self, locks: &[LockName], patience: Duration) -> Result<Lease, JournalError> {
-        let mut names = locks.to_vec();
-        names.sort();
-        names.dedup();
-        let mut waited = Duration::ZERO;
-        loop {
+        acquire_within(locks, patience, |names| async move {
             let wanted = names.clone();
-            let taken = self.run(|clerk| async move { PostgresHold::take(&clerk, &wanted).await }).await;
-            match taken {
-                Ok(hold) => return Ok(Lease::new(names, hold.epoch(), Box::new(hold))),
-                Err(JournalError::Held { .. }) if waited < patience => {
-                    let pause = POLL.min(patience - waited);
-                    tokio::time::sleep(pause).await;
-                    waited += pause;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+            let hold = self.run(|clerk| async move { PostgresHold::take(&clerk, &wanted).await }).await?;
+            Ok(Lease::new(names, hold.epoch(), Box::new(hold)))
+        })
+        .await
     }
 
     async fn append(

@@ -37,12 +37,11 @@ use self::requests::make_directory;
 use self::run::RunFile;
 use self::sealed::{FileSealed, Seal};
 use super::chain::chain;
+use super::patience::acquire_within;
 use super::{Fault, Hold, Journal, JournalError, Lease, RunSummary};
 use crate::entry::{Entry, Header, Record, Request};
 use crate::names::{LockName, RunId, Seq};
 use crate::sealed::SealedStorage;
-
-const POLL: Duration = Duration::from_millis(25);
 
 /// Keeps a journal in a directory of the local file system.
 ///
@@ -119,33 +118,20 @@ impl FileJournal {
 #[async_trait]
 impl Journal for FileJournal {
     async fn acquire(&self, locks: &[LockName], patience: Duration) -> Result<Lease, JournalError> {
-        let mut names = locks.to_vec();
-        names.sort();
-        names.dedup();
-        let mut waited = Duration::ZERO;
-        loop {
+        acquire_within(locks, patience, |names| async move {
             let (directory, wanted) = (self.directory.clone(), names.clone());
-            let taken = off_thread(move || Locks::try_take(&directory.join("locks"), &wanted)).await?;
-            match taken {
-                Ok(locks) => {
-                    let epoch = locks.epoch();
-                    let driver = Driver {
-                        directory: self.directory.clone(),
-                        runs: Mutex::default(),
-                        failed: AtomicBool::new(false),
-                        usual: AtomicU64::new(u64::MAX),
-                        locks,
-                    };
-                    return Ok(Lease::new(names, epoch, Box::new(FileHold(Arc::new(driver)))));
-                }
-                Err(JournalError::Held { .. }) if waited < patience => {
-                    let pause = POLL.min(patience - waited);
-                    tokio::time::sleep(pause).await;
-                    waited += pause;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+            let locks = off_thread(move || Locks::try_take(&directory.join("locks"), &wanted)).await??;
+            let epoch = locks.epoch();
+            let driver = Driver {
+                directory: self.directory.clone(),
+                runs: Mutex::default(),
+                failed: AtomicBool::new(false),
+                usual: AtomicU64::new(u64::MAX),
+                locks,
+            };
+            Ok(Lease::new(names, epoch, Box::new(FileHold(Arc::new(driver)))))
+        })
+        .await
     }
 
     async fn append(

@@ -60,9 +60,11 @@ impl Container {
         }
         // From here on a stop that was sent may still be at work: repeated, it is awaited.
         if let (Some((Stage::Next, _)), Some(old)) = (&at.new, &at.old) {
+            self.hand_over(client, cx, old).await?;
             containers::stop(client, id_of(old), name, grace_of(old)).await?;
         }
         if let Some((_, new)) = &at.new {
+            self.hand_over(client, cx, new).await?;
             // Not killed: it may be writing to the volumes that the old one is to find whole.
             containers::stop(client, id_of(new), name, grace_of(new)).await?;
             containers::remove(client, id_of(new), name, true).await?;

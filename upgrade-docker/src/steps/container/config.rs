@@ -10,6 +10,7 @@ use upgrade_core::error::StepError;
 use upgrade_core::registry::BuildError;
 use upgrade_core::text_or_secret::TextOrSecret;
 
+use crate::handover::Handover;
 use crate::health::Gate;
 use crate::images::Pull;
 use crate::reference::ImageReference;
@@ -51,6 +52,9 @@ pub struct ContainerConfig {
     /// When the next container counts as serving.
     #[serde(default)]
     pub health: Gate,
+    /// How the run goes on if it is inside this container itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<Handover>,
 }
 
 impl ContainerConfig {
@@ -68,6 +72,7 @@ impl ContainerConfig {
             ports: None,
             mounts: Vec::new(),
             health: Gate::default(),
+            handover: None,
         }
     }
 
@@ -85,6 +90,7 @@ impl ContainerConfig {
         }
         self.ports()?;
         self.mounts()?;
+        self.handover.as_ref().map_or(Ok(()), Handover::validate)?;
         self.health.validate()
     }
 

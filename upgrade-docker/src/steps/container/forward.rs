@@ -14,6 +14,7 @@ use super::situation::{Situation, Stage, aside, by_name};
 use super::{Container, ContainerOutput, ContainerUndo, Restart};
 use crate::containers::{self, grace_of, id_of, is_running, name_of};
 use crate::error::{DockerError, Doing, not_cancelled};
+use crate::handover;
 use crate::images::{self, Pull};
 use crate::naming;
 use crate::reference::ImageReference;
@@ -60,6 +61,7 @@ impl Container {
                     Restart::never().give(&client, id_of(old), name).await?;
                 }
                 cx.progress(2, 4, format!("stopping container {name}"));
+                self.hand_over(&client, cx, old).await?;
                 containers::stop(&client, id_of(old), name, grace_of(old)).await?;
             }
             containers::rename(&client, id_of(old), &aside(name, cx, &new)).await?;
@@ -77,6 +79,7 @@ impl Container {
     async fn make(&self, cx: &Context, client: &Docker, undo: &ContainerUndo) -> Result<String, StepError> {
         let name = &undo.name;
         not_cancelled(cx)?;
+        handover::clear(client, name).await?;
         self.have_image(cx, client, undo).await?;
         for image in undo.images() {
             images::keep(client, cx, image).await?;

@@ -15,6 +15,7 @@
 mod back;
 mod config;
 mod forward;
+mod itself;
 mod plan;
 mod recognise;
 mod situation;

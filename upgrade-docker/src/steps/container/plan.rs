@@ -28,6 +28,7 @@ impl Container {
             )
         })?;
         refuse(name, &found)?;
+        self.must_outlive(&client, text(&found["Id"])).await?;
         let image_id = text(&found["Image"]).to_owned();
         let old_image = images::local(&client, &image_id).await?.ok_or_else(|| {
             StepError::permanent(format!("the image of container {name} is gone: nobody can tell what came from it"))

@@ -4,7 +4,12 @@
 #![cfg(test)]
 
 mod blue_green;
+mod compose;
 mod container;
+mod exec;
+mod run;
+mod volume_backup;
+mod volume_restore;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;

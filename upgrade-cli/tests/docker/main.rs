@@ -1,0 +1,5 @@
+//! The command against a real engine.
+
+#![cfg(test)]
+
+mod itself;
