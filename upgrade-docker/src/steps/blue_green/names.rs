@@ -144,6 +144,8 @@ impl NamesUndo {
             let named = named_networks(new);
             let Some(endpoint) = named.get(network.as_str()) else { continue };
             if aliases_of(new, endpoint).is_empty() {
+                // An earlier call took them, and left it the address for what is under way.
+                had |= is_fixed(endpoint);
                 continue;
             }
             had = true;
@@ -187,6 +189,11 @@ struct Wanted<'a> {
     connection: &'a Connection,
 }
 
+fn is_fixed(endpoint: &EndpointSettings) -> bool {
+    let given = endpoint.ipam_config.as_ref().and_then(|given| given.ipv4_address.as_ref());
+    given.is_some_and(|address| !address.is_empty())
+}
+
 /// Connects a container under these aliases and no others. One that is so already is left alone.
 async fn connect(client: &Docker, id: &str, network: &str, wanted: Wanted<'_>) -> Result<(), DockerError> {
     let Some(container) = containers::inspect(client, id).await? else { return Ok(()) };
@@ -194,9 +201,7 @@ async fn connect(client: &Docker, id: &str, network: &str, wanted: Wanted<'_>) -
     if let Some(endpoint) = named_networks(&container).get(network) {
         let mut aliases = wanted.aliases.to_vec();
         aliases.sort_unstable();
-        let given = endpoint.ipam_config.as_ref().and_then(|given| given.ipv4_address.as_ref());
-        let fixed = given.is_some_and(|address| !address.is_empty());
-        if aliases_of(&container, endpoint) == aliases && (!fixed || wanted.address.is_some()) {
+        if aliases_of(&container, endpoint) == aliases && (!is_fixed(endpoint) || wanted.address.is_some()) {
             return Ok(());
         }
         let request = NetworkDisconnectRequest { container: id.to_owned(), force: Some(false) };

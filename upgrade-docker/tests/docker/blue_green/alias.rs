@@ -156,6 +156,43 @@ async fn a_container_that_somebody_else_made_meanwhile_is_left_alone_or_overwrit
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn settings_and_volumes_are_those_of_the_old_one() {
+    let Some(corner) = Corner::shared("same") else { return };
+    corner.network("front");
+    let images = ["1.0", "2.0"].map(|version| {
+        let name = corner.name(&format!("image:{version}"));
+        Image::web(version).with("VOLUME /data").build(&corner.engine, &name);
+        name
+    });
+    let (name, network) = (corner.name("web"), corner.name("front"));
+    let options = ["--detach", "--network", &network, "--memory", "64m", "--env", "MODE=old", "--env", "LEVEL=3"];
+    corner.engine.docker([&["run", "--name", &name][..], &options, &[&images[0]]].concat());
+    corner.engine.docker(["exec", &name, "sh", "-c", "echo kept >/data/file"]);
+    let env = json!({ "env": { "MODE": "new", "LEVEL": null } });
+    let step = step(&corner, &images[1], &json!({ "alias": {} }), &env);
+    let volume = |name: &str| {
+        let mounts = "{{range .Mounts}}{{.Name}}{{end}} {{.HostConfig.Memory}}";
+        corner.engine.docker(["inspect", "--format", mounts, name])
+    };
+    let before = volume(&name);
+    for back in [true, false] {
+        let test = TestContext::new("web");
+        let undo = undo(&step, &test).await;
+        let output = step.apply(&test.forward(), &undo).await.unwrap();
+        assert_eq!(volume(&output.container), before);
+        let env = corner.engine.docker(["exec", &output.container, "env"]);
+        assert!(env.contains("MODE=new\n") && !env.contains("LEVEL") && env.contains("VERSION=2.0"), "{env}");
+        let serving = if back { &name } else { &output.container };
+        if back {
+            step.rollback(&test.back(), &undo, None).await.unwrap();
+        } else {
+            step.commit(&test.commit(), &undo).await.unwrap();
+        }
+        assert_eq!(corner.engine.docker(["exec", serving, "cat", "/data/file"]), "kept");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_that_never_serves_leaves_the_old_one_alone() {
     let Some(corner) = Corner::shared("sick") else { return };
     service(&corner);
