@@ -5,8 +5,8 @@
 mod blue_green;
 mod checks;
 mod compose;
-mod container;
 mod compose_trouble;
+mod container;
 mod documentation;
 mod exec;
 mod foundation;
