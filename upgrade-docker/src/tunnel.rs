@@ -34,8 +34,9 @@ use crate::target::Engine;
 
 /// What an address that leads somewhere answers within.
 const REACHED: Duration = Duration::from_secs(5);
-/// How long a program that cannot connect may take to say so.
-const TRIED: Duration = Duration::from_millis(500);
+/// How long a program that cannot connect may take to say so, once for each place; one that takes
+/// longer shows as a lost connection.
+const TRIED: Duration = Duration::from_secs(1);
 /// The label by which Compose names the service that a container belongs to.
 const SERVICE: &str = "com.docker.compose.service";
 

@@ -1,4 +1,6 @@
 //! `docker.volume_restore`, into a volume that a container uses and into one that is not there.
+//!
+//! Consumers are paused here, which takes no time; stopped ones are with the deaths in the middle.
 
 #![cfg(test)]
 
@@ -28,7 +30,7 @@ upgrade: restore
 steps:
   - id: there
     uses: docker.volume_restore
-    with: { target: engine, volume: PREFIX-data, backup: /tmp/PREFIX/backup.tar.zst }
+    with: { target: engine, volume: PREFIX-data, backup: /tmp/PREFIX/backup.tar.zst, consumers: pause }
 "#,
     observe: |corner| format!("{}\n{}", standing(corner), picture(corner, &corner.name("app"))),
     interfere: |corner, step| {
