@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bollard::Docker;
 use bollard::models::ImageInspect;
 use bollard::query_parameters::{
-    CreateImageOptionsBuilder, ListContainersOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+    CreateImageOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder,
+    TagImageOptionsBuilder,
 };
 use futures_util::StreamExt as _;
 use schemars::JsonSchema;
@@ -201,6 +202,18 @@ pub async fn keep(client: &Docker, cx: &Context, image_id: &str) -> Result<(), D
     let (name, tag) = kept_image(image_id, cx);
     let options = TagImageOptionsBuilder::new().repo(&name).tag(&tag).build();
     client.tag_image(image_id, Some(options)).await.doing(|| format!("keeping image {image_id}"))
+}
+
+/// Lists the ids of the images that this step keeps.
+///
+/// # Errors
+/// The engine cannot be asked.
+pub async fn kept(client: &Docker, cx: &Context) -> Result<Vec<String>, DockerError> {
+    let (name, tag) = kept_image("*", cx);
+    let filters = HashMap::from([("reference".to_owned(), vec![format!("{name}:{tag}")])]);
+    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+    let found = client.list_images(Some(options)).await.doing(|| "asking which images are kept".into())?;
+    Ok(found.into_iter().map(|image| image.id).collect())
 }
 
 /// Takes the tag away that [`keep`] gave. A second call finds nothing to do.

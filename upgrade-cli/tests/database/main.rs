@@ -63,6 +63,8 @@ impl Bench {
                 match (said.status.code(), site.state_of_the_run().as_deref()) {
                     (Some(0), Some("committed")) => false,
                     (Some(0 | 4), Some("rolled_back")) => true,
+                    // It died while it was checking: there is nothing to roll back.
+                    (Some(0), Some("rejected")) if then == Then::RollBack => true,
                     // Past the point of no return, a rollback is refused; only forward is left.
                     (Some(_), Some("committing")) => {
                         let said = site.upgrade(&["resume".to_owned()]);

@@ -42,8 +42,10 @@ impl Pages {
             let mut found = Vec::new();
             for example in page.split("```yaml\n").skip(1) {
                 let example = example.split("```").next().unwrap_or_default();
-                let example: Value =
-                    serde_saphyr::from_str(example).unwrap_or_else(|error| panic!("{folder}/{kind}: {error}"));
+                // As a pipeline file is read: `off` is a text.
+                let options = serde_saphyr::options! { strict_booleans: true };
+                let example: Value = serde_saphyr::from_str_with_options(example, options)
+                    .unwrap_or_else(|error| panic!("{folder}/{kind}: {error}"));
                 configurations(&example, &kind, &mut found);
             }
             assert!(!found.is_empty(), "{folder}/{kind}.md has no example");

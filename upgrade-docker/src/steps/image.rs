@@ -286,11 +286,10 @@ impl Step for Image {
         self.output(&image, undo.pulled.as_ref())
     }
 
-    async fn commit(&self, cx: &Context, undo: &ImageUndo) -> Result<(), StepError> {
+    async fn commit(&self, cx: &Context, _: &ImageUndo) -> Result<(), StepError> {
         let client = self.engine.connect(cx).await?;
-        let intended = self.intended(&client, undo).await?;
-        for id in undo.found.iter().chain(&intended) {
-            images::let_go(&client, cx, id).await?;
+        for id in images::kept(&client, cx).await? {
+            images::let_go(&client, cx, &id).await?;
         }
         match self.config.keep {
             Some(keep) => self.prune(&client, cx, keep).await,
@@ -325,8 +324,10 @@ impl Rollback for Image {
                 }
             }
         }
-        for id in undo.found.iter().chain(&intended) {
-            images::let_go(&client, cx, id).await?;
+        // Asked of the engine: with a repository's last tag its digests go as well, and a call that was cut
+        // off there leaves nothing by which the next one would know the image that was brought.
+        for id in images::kept(&client, cx).await? {
+            images::let_go(&client, cx, &id).await?;
         }
         // The last: it is known by it which image was brought.
         match &undo.pulled {

@@ -90,6 +90,7 @@ async fn a_kept_image_survives_its_name() {
     images::keep(&client, &cx, &id).await.unwrap();
     engine.docker(["image", "rm", &name]);
     assert!(images::local(&client, &id).await.unwrap().is_some());
+    assert_eq!(images::kept(&client, &cx).await.unwrap(), [id.as_str()]);
     images::let_go(&client, &cx, &id).await.unwrap();
     images::let_go(&client, &cx, &id).await.unwrap();
     assert!(images::local(&client, &id).await.unwrap().is_none());
