@@ -5,6 +5,13 @@ use std::process::{Child, ChildStdin, Stdio};
 
 use crate::home::Home;
 
+/// Ends the process that left its number in the file `pid` of the directory `$1`, where it runs.
+pub(crate) const END_BY_NUMBER: &str = r#"
+    pid=$(cat "$1/pid" 2>/dev/null)
+    # The number alone may be another process's by now.
+    [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1" ] && kill -KILL "$pid"
+"#;
+
 /// Watches over the directory of a service; let go of, it ends the service and removes the directory.
 #[derive(Debug)]
 pub(crate) struct Guardian {

@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::guardian::Guardian;
+use crate::guardian::{END_BY_NUMBER, Guardian};
 use crate::home::Home;
 use crate::postgres::cluster::{HOST, free_port};
 use crate::postgres::{PASSWORD, Server, USER};
@@ -85,7 +85,7 @@ pub fn start(server: &Server, mode: Mode, settings: &[(&str, &str)]) -> Option<P
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         if comes_up(&mut child, port) {
             home.file(&directory.join("pid"), &child.id().to_string());
-            let guardian = Guardian::over(&directory, END);
+            let guardian = Guardian::over(&directory, END_BY_NUMBER);
             return Some(Pooler { port, directory, child, _guardian: guardian });
         }
         let _ = child.kill();
@@ -135,10 +135,3 @@ fn comes_up(child: &mut Child, port: u16) -> bool {
     }
     false
 }
-
-/// Ends the pooler of the directory `$1`.
-const END: &str = r#"
-    pid=$(cat "$1/pid" 2>/dev/null)
-    # The number alone may be another process's by now.
-    [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1" ] && kill -KILL "$pid"
-"#;

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::guardian::Guardian;
+use crate::guardian::{END_BY_NUMBER, Guardian};
 use crate::home::Home;
 use crate::postgres::cluster::{HOST, free_port};
 
@@ -15,13 +15,6 @@ pub const USER: &str = "puller";
 pub const PASSWORD: &str = "secret-of-puller";
 /// The same, as `htpasswd -B` writes it.
 const HTPASSWD: &str = "$2b$04$3l0vvFBB0LzpEcTri/WtAuJ0cZdHbaUJ1HdGEfBgfFZeOYpRz0IYO";
-
-/// Ends the registry of the directory `$1`.
-const END: &str = r#"
-    pid=$(cat "$1/pid" 2>/dev/null)
-    # The number alone may be another process's by now.
-    [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1" ] && kill -KILL "$pid"
-"#;
 
 /// A running registry, ended on drop.
 #[derive(Debug)]
@@ -62,7 +55,7 @@ impl Registry {
                 .spawn()
                 .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
             std::fs::write(directory.join("pid"), child.id().to_string()).expect("a file of ours can be written");
-            let guardian = Guardian::over(&directory, END);
+            let guardian = Guardian::over(&directory, END_BY_NUMBER);
             let began = Instant::now();
             while began.elapsed() < Duration::from_secs(20) && matches!(child.try_wait(), Ok(None)) {
                 if std::net::TcpStream::connect((HOST, port)).is_ok() {
