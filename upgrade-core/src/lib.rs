@@ -43,6 +43,7 @@
 
 pub mod check;
 pub mod context;
+pub mod durable;
 pub mod entry;
 mod erased;
 pub mod error;

@@ -180,7 +180,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), ArchiveError> {
 /// Removes the directories that a step made, as [`durable::remove_made`] does.
 pub(crate) fn remove_made(lowest: &Path, topmost: Option<&Path>) -> Result<(), ArchiveError> {
     match topmost {
-        Some(topmost) => durable::remove_made(lowest, topmost).map_err(ArchiveError::io("remove", topmost)),
+        Some(topmost) => durable::remove_made(lowest, Some(topmost)).map_err(ArchiveError::io("remove", topmost)),
         None => Ok(()),
     }
 }

@@ -1,10 +1,12 @@
 //! Writes that survive a crash: whole or not at all, and on the medium when they return.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+pub(crate) use upgrade_core::durable::{parent, remove_made, sync_directory, temporary, topmost_missing};
 
 /// Says with which permissions and for whom a file is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -13,27 +15,6 @@ pub(crate) struct Ownership {
     pub(crate) mode: Option<u32>,
     /// Owner and group; those of the process if absent.
     pub(crate) owner: Option<(u32, u32)>,
-}
-
-/// Makes the names in a directory durable.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-/// Returns the directory that a path stands in.
-pub(crate) fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    }
-}
-
-/// Names the temporary file beside `path` that `key` writes: always the same one, so that an
-/// interrupted write is found and replaced by the next.
-pub(crate) fn temporary(path: &Path, key: &str) -> PathBuf {
-    let digest = upgrade_core::sealed::sha256_hex(key.as_bytes());
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.upgrade-{}", &digest[..12]))
 }
 
 /// Replaces what stands at `path` by a file: its new content is durable before its name points to
@@ -99,26 +80,6 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
         other => other?,
     }
     sync_directory(&parent(path))
-}
-
-/// Returns the topmost directory of a path that is not there; nothing if all of them are.
-pub(crate) fn topmost_missing(directory: &Path) -> Option<PathBuf> {
-    let above = directory.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists());
-    above.last().map(Path::to_path_buf)
-}
-
-/// Removes directories durably, from the lowest up to the topmost, as long as they are empty: what
-/// others put there stays.
-pub(crate) fn remove_made(lowest: &Path, topmost: &Path) -> io::Result<()> {
-    for directory in lowest.ancestors().take_while(|directory| directory.starts_with(topmost)) {
-        match fs::remove_dir(directory) {
-            Ok(()) => sync_directory(&parent(directory))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// Makes a directory and those above it, durably; returns the topmost one that it made.

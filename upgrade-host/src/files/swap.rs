@@ -184,7 +184,7 @@ pub(crate) async fn rollback(cx: &Context, undo: &FileUndo) -> Result<(), StepEr
         remove_aside(&undo)?;
         sync_existing(&durable::parent(&undo.path))?;
         let (Some(topmost), Some(lowest)) = (undo.directories.first(), undo.directories.last()) else { return Ok(()) };
-        durable::remove_made(lowest, topmost)
+        durable::remove_made(lowest, Some(topmost))
             .map_err(|error| io_error(format!("{} cannot be removed", topmost.display()), &error))
     })
     .await

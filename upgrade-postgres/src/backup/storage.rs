@@ -5,49 +5,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+pub(crate) use upgrade_core::durable::{
+    create_directories, parent, remove_made, sync_directory, temporary, topmost_missing,
+};
 use upgrade_core::error::StepError;
-use upgrade_core::sealed::sha256_hex;
 use upgrade_core::units::Bytes;
-
-/// Names the directory beside `path` in which `key` makes it: always the same one, so that what a
-/// crash left is found and replaced.
-pub(crate) fn temporary(path: &Path, key: &str) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.upgrade-{}", &sha256_hex(key.as_bytes())[..12]))
-}
-
-/// Makes the names in a directory durable.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-/// Returns the directory that a path stands in.
-pub(crate) fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    }
-}
-
-/// Returns the topmost directory of a path that is not there; nothing if all of them are.
-pub(crate) fn topmost_missing(directory: &Path) -> Option<PathBuf> {
-    directory.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).last().map(Into::into)
-}
-
-/// Makes a directory and those above it for their owner alone, durably.
-pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
-    let mut missing: Vec<_> =
-        path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).collect();
-    missing.reverse();
-    for directory in missing {
-        match DirBuilder::new().mode(0o700).create(directory) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other?,
-        }
-        sync_directory(&parent(directory))?;
-    }
-    Ok(())
-}
 
 /// Makes a directory anew: what an interrupted call left in its place is removed.
 pub(crate) fn fresh_directory(path: &Path) -> io::Result<()> {
@@ -78,20 +40,6 @@ pub(crate) fn remove_backup(path: &Path, key: &str) -> io::Result<()> {
         other => other?,
     }
     remove(&aside)
-}
-
-/// Removes directories that were made, from the lowest up to the topmost, as long as they are empty.
-pub(crate) fn remove_made(lowest: &Path, topmost: Option<&Path>) -> io::Result<()> {
-    let Some(topmost) = topmost else { return Ok(()) };
-    for directory in lowest.ancestors().take_while(|directory| directory.starts_with(topmost)) {
-        match fs::remove_dir(directory) {
-            Ok(()) => sync_directory(&parent(directory))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// Lists the files below a directory, each path from that directory, in order.
