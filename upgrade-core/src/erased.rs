@@ -14,11 +14,13 @@ use crate::error::StepError;
 use crate::names::StepId;
 use crate::step::{Change, FormatError, Prepared, Rollback, Step};
 use crate::target::Target;
+use crate::undoable::OptionalRollback;
 
 /// Holds a step of any kind, together with whether it can be undone.
 ///
-/// The only ways to make one are [`AnyStep::reversible`], which asks for a [`Rollback`], and
-/// [`AnyStep::irreversible`], which asks for a reason.
+/// The only ways to make one are [`AnyStep::reversible`], which asks for a [`Rollback`],
+/// [`AnyStep::irreversible`], which asks for a reason, and [`AnyStep::optionally_reversible`], which asks
+/// for one of both.
 #[derive(Clone)]
 pub struct AnyStep {
     step: Arc<dyn ErasedStep>,
@@ -34,6 +36,17 @@ impl AnyStep {
     /// Takes a step that cannot be undone, with the reason that the plan shows.
     pub fn irreversible<S: Step>(step: S, reason: impl Into<String>) -> Self {
         Self { step: Arc::new(Irreversible(step)), irreversible: Some(reason.into()) }
+    }
+
+    /// Takes a step that can be undone if its configuration says how, and is irreversible if not.
+    pub fn optionally_reversible<S: OptionalRollback>(step: S) -> Self {
+        match step.undoable() {
+            Ok(undoable) => Self::reversible(undoable),
+            Err(step) => {
+                let reason = step.irreversible_because().unwrap_or_default();
+                Self::irreversible(*step, reason)
+            }
+        }
     }
 
     /// Marks the step as one that is not to be undone, for a reason that the plan shows.

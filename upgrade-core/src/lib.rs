@@ -66,6 +66,7 @@ pub mod testkit;
 pub mod text_or_secret;
 pub mod transition;
 pub mod tunnel;
+pub mod undoable;
 pub mod units;
 pub mod verdict;
 
