@@ -27,3 +27,12 @@ pub trait Target: Send + Sync + 'static {
     /// Reads what tells this target from another of the same name.
     async fn identity(&self, cx: &Context) -> Result<String, StepError>;
 }
+
+/// Tells this machine from another: by `machine-id(5)`, else by the host's name.
+pub fn this_machine() -> String {
+    let id = ["/etc/machine-id", "/var/lib/dbus/machine-id"].into_iter().find_map(|path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        (!text.trim().is_empty()).then(|| format!("machine-id {}", text.trim()))
+    });
+    id.unwrap_or_else(|| format!("host {}", rustix::system::uname().nodename().to_string_lossy()))
+}
