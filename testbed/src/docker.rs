@@ -1,5 +1,6 @@
 //! Docker Engines, a registry, and images that need none.
 
+mod certificates;
 mod engine;
 mod image;
 mod registry;
@@ -7,7 +8,8 @@ mod registry;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-pub use engine::Engine;
+pub use certificates::{Authority, Holder};
+pub use engine::{Engine, Own};
 pub use image::Image;
 pub use registry::{PASSWORD, Registry, USER};
 
@@ -41,12 +43,22 @@ pub fn shared() -> Option<Engine> {
 ///
 /// # Panics
 /// As [`shared`].
-pub fn own() -> Option<engine::Own> {
+pub fn own() -> Option<Own> {
     let program = found()?;
-    Some(engine::Own::create(&program))
+    Some(Own::create(&program, false))
 }
 
-pub use engine::Own;
+/// An engine of the caller's own that is reached over TCP as well, with TLS and client certificates.
+///
+/// None, with a printed reason, where there is no engine.
+///
+/// # Panics
+/// As [`shared`].
+pub fn secured() -> Option<Own> {
+    let program = found()?;
+    required("openssl", "openssl")?;
+    Some(Own::create(&program, true))
+}
 
 /// A registry on a free port of loopback, ended on drop; with `locked`, only [`USER`] may use it.
 ///

@@ -7,8 +7,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use super::certificates::{Authority, Holder};
 use crate::guardian::Guardian;
 use crate::home::Home;
+use crate::postgres::cluster::{HOST, free_port};
 
 /// What a test machine can be kept waiting for an engine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -118,11 +120,16 @@ pub struct Own {
 }
 
 impl Own {
-    pub(super) fn create(program: &Path) -> Self {
+    pub(super) fn create(program: &Path, secured: bool) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = Home::of_this_user().base.join(format!("docker-{}-{number}", std::process::id()));
         lay_out(&directory, false);
+        if secured {
+            let authority = Authority::create(&directory.join("tls"));
+            authority.sign(Holder::Engine, 2, &directory.join("tls/engine"));
+            std::fs::write(directory.join("tls/port"), free_port().to_string()).expect("a file of ours can be written");
+        }
         let guardian = Guardian::over(&directory, END);
         let child = spawn(program, &directory);
         let engine = Engine::at(host_of(&directory));
@@ -133,6 +140,25 @@ impl Own {
     /// The engine. Its default network is none: containers name a network of their own.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Where it is over TCP, if it was started as [`super::secured`].
+    ///
+    /// # Panics
+    /// It was not.
+    pub fn over_tcp(&self) -> String {
+        let port = std::fs::read_to_string(self.directory.join("tls/port")).expect("it was started as secured");
+        format!("tcp://{HOST}:{port}")
+    }
+
+    /// Who signed its certificate and its clients', if it was started as [`super::secured`].
+    pub fn authority(&self) -> Authority {
+        Authority::of(&self.directory.join("tls"))
+    }
+
+    /// Gives it another certificate, which it takes when it is started again.
+    pub fn certify(&self, authority: &Authority, days: i32) {
+        authority.sign(Holder::Engine, days, &self.directory.join("tls/engine"));
     }
 
     /// Kills the engine; its containers go on.
@@ -209,7 +235,15 @@ fn spawn(program: &Path, server: &Path) -> Child {
     // and a publishing proxy does what rules would.
     let name = server.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let pool = if bridge == "none" { 214 + std::process::id() % 40 } else { 213 };
-    Home::apart(&program.to_string_lossy())
+    let mut command = Home::apart(&program.to_string_lossy());
+    if let Ok(port) = std::fs::read_to_string(server.join("tls/port")) {
+        command.arg("--host").arg(format!("tcp://{HOST}:{port}")).arg("--tlsverify");
+        for (key, file) in [("--tlscacert", "ca.pem"), ("--tlscert", "engine/cert.pem"), ("--tlskey", "engine/key.pem")]
+        {
+            command.arg(key).arg(server.join("tls").join(file));
+        }
+    }
+    command
         .current_dir(server)
         .arg("--host")
         .arg(host_of(server))
