@@ -2,6 +2,7 @@
 
 mod engine;
 mod image;
+mod postgres;
 mod registry;
 
 use std::path::PathBuf;
