@@ -3,6 +3,7 @@
 mod certificates;
 mod engine;
 mod image;
+mod postgres;
 mod registry;
 
 use std::path::PathBuf;

@@ -2,35 +2,51 @@
 //!
 //! ```text
 //! testbed postgres [15|16|18] COMMAND [ARGUMENT…]
+//! testbed docker COMMAND [ARGUMENT…]
 //! ```
 //!
-//! The command finds the service's URL in `DATABASE_URL`; its exit status is that of this program.
+//! The command finds the service's URL in `DATABASE_URL`; or the engine in `DOCKER_HOST`, the name of an
+//! image of PostgreSQL on it in `POSTGRES_IMAGE`. Its exit status is that of this program. The engine
+//! is the one that all tests share, and ends when nobody has used it for some seconds.
 
 use std::process::{Command, ExitCode};
 
+use upgrade_testbed::docker;
 use upgrade_testbed::postgres::{self, Version};
 
-const USAGE: &str = "usage: testbed postgres [15|16|18] COMMAND [ARGUMENT…]";
+const USAGE: &str = "usage: testbed postgres [15|16|18] COMMAND [ARGUMENT…]\n       testbed docker COMMAND [ARGUMENT…]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (version, command) = match arguments.split_first() {
-        Some((service, rest)) if service == "postgres" => match rest.split_first() {
-            Some((version, rest)) if version == "15" => (Version::V15, rest),
-            Some((version, rest)) if version == "16" => (Version::V16, rest),
-            Some((version, rest)) if version == "18" => (Version::V18, rest),
-            _ => (Version::V15, rest),
-        },
-        _ => (Version::V15, &[][..]),
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let ended = match words[..] {
+        ["postgres", "15", program, ..] => with_postgres(Version::V15, program, &words[3..]),
+        ["postgres", "16", program, ..] => with_postgres(Version::V16, program, &words[3..]),
+        ["postgres", "18", program, ..] => with_postgres(Version::V18, program, &words[3..]),
+        ["postgres", program, ..] => with_postgres(Version::V15, program, &words[2..]),
+        ["docker", program, ..] => with_docker(program, &words[2..]),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
     };
-    let Some((program, arguments)) = command.split_first() else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    };
-    let Some(server) = postgres::own(version, &[]) else { return ExitCode::from(1) };
+    ended.unwrap_or(ExitCode::from(1))
+}
+
+fn with_postgres(version: Version, program: &str, arguments: &[&str]) -> Option<ExitCode> {
+    let server = postgres::own(version, &[])?;
     let database = server.database();
-    let status = Command::new(program).args(arguments).env("DATABASE_URL", database.url()).status();
-    drop(database);
+    Some(run(program, arguments, &[("DATABASE_URL", &database.url())]))
+}
+
+fn with_docker(program: &str, arguments: &[&str]) -> Option<ExitCode> {
+    let engine = docker::shared()?;
+    let image = engine.postgres()?;
+    Some(run(program, arguments, &[("DOCKER_HOST", engine.host()), ("POSTGRES_IMAGE", &image)]))
+}
+
+fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> ExitCode {
+    let status = Command::new(program).args(arguments).envs(variables.iter().copied()).status();
     match status {
         Ok(status) => ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
         Err(error) => {

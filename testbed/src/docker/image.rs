@@ -50,14 +50,35 @@ impl Image {
     /// # Panics
     /// It does not exist.
     #[must_use]
-    pub fn program(mut self, path: &Path) -> Self {
+    pub fn program(self, path: &Path) -> Self {
         let name = path.file_name().expect("a program has a name").to_string_lossy().into_owned();
+        self.libraries_of(path).file(&format!("bin/{name}"), path)
+    }
+
+    /// Adds a program or library of this machine where it stands, with the libraries that it needs.
+    ///
+    /// # Panics
+    /// It does not exist.
+    #[must_use]
+    pub fn program_at(self, path: &Path) -> Self {
+        self.libraries_of(path).file(path.to_string_lossy().trim_start_matches('/'), path)
+    }
+
+    /// Adds a file of this machine at a place in the image.
+    #[must_use]
+    pub fn file(mut self, place: &str, from: &Path) -> Self {
+        if !self.files.iter().any(|(taken, _)| taken == place) {
+            self.files.push((place.to_owned(), from.to_owned()));
+        }
+        self
+    }
+
+    fn libraries_of(mut self, path: &Path) -> Self {
         let listed = Command::new("ldd").arg(path).output().expect("ldd can be started");
         for word in String::from_utf8_lossy(&listed.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
             let library = std::fs::canonicalize(word).unwrap_or_else(|error| panic!("{word}: {error}"));
-            self.files.push((word.trim_start_matches('/').to_owned(), library));
+            self = self.file(word.trim_start_matches('/'), &library);
         }
-        self.files.push((format!("bin/{name}"), path.to_owned()));
         self
     }
 
@@ -130,6 +151,7 @@ fn root(files: &[(String, PathBuf)]) -> Vec<u8> {
         "sync",
         "find",
         "sort",
+        "su",
         "head",
         "tail",
         "tr",
@@ -144,7 +166,7 @@ fn root(files: &[(String, PathBuf)]) -> Vec<u8> {
         "etc/passwd",
         0o644,
         None,
-        b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
+        b"root:x:0:0:root:/:/bin/sh\npostgres:x:999:999::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
     );
     for (at, from) in files {
         let contents = std::fs::read(from).unwrap_or_else(|error| panic!("{}: {error}", from.display()));

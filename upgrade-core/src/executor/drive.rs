@@ -309,7 +309,8 @@ impl<'a> Driver<'a> {
                         let error =
                             StepError::permanent(format!("step `{step}` would write a secret into its undo record"))
                                 .with_hint(
-                                    "this is a defect of the step kind: found contents belong in sealed storage",
+                                    "a secret that is also part of a name or a path is taken for one: choose another; \
+                                     else it is a defect of the step kind: found contents belong in sealed storage",
                                 );
                         return self.fail(call, error, elapsed_ms);
                     }

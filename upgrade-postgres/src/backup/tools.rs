@@ -16,7 +16,8 @@ pub struct Tools {
     /// A path, or a command that ends in pg_dump: `[docker, exec, -e, PGPASSWORD, db, pg_dump]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pg_dump: Option<Command>,
-    /// A path, or a command that ends in pg_restore; it reads its standard input.
+    /// A path, or a command that ends in pg_restore and hands its standard input on:
+    /// `[docker, exec, -i, -e, PGPASSWORD, db, pg_restore]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pg_restore: Option<Command>,
 }
@@ -131,7 +132,7 @@ impl Tools {
             Some(tool) => older(tool),
             None => StepError::permanent(format!("{text} is not installed: it is neither in PATH nor in /usr/lib/postgresql"))
                 .with_hint(format!(
-                    "install postgresql-client-{needed}, or say how it is run: `tools: {{ {text}: [docker, exec, -e, PGPASSWORD, CONTAINER, {text}] }}`"
+                    "install postgresql-client-{needed}, or say how it is run: `tools: {{ {text}: [docker, exec, -i, -e, PGPASSWORD, CONTAINER, {text}] }}`"
                 )),
         })
     }

@@ -1,0 +1,2 @@
+drop view note_digests;
+alter table notes drop column digest;
