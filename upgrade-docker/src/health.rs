@@ -24,6 +24,7 @@ use upgrade_core::units::Span;
 
 use crate::containers::{self, state_line};
 use crate::error::{Doing, unless_cancelled};
+use crate::inside;
 
 /// How long one probe may take.
 const PROBE: Duration = Duration::from_secs(10);
@@ -373,8 +374,8 @@ pub(crate) async fn run_inside(client: &Docker, id: &str, argv: &[String]) -> Re
             }
         }
     }
-    let ended = client.inspect_exec(&exec.id).await.doing(doing)?;
-    Ok((ended.exit_code.unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
+    let code = inside::ended(client, &exec.id, doing()).await?;
+    Ok((code, String::from_utf8_lossy(&text).into_owned()))
 }
 
 async fn exec(client: &Docker, id: &str, argv: &[String]) -> Result<(), String> {

@@ -10,6 +10,7 @@ use bollard::Docker;
 use bollard::exec::StartExecResults;
 use bollard::models::ExecConfig;
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
@@ -60,6 +61,22 @@ pub(crate) fn is_local(engine: &Engine) -> bool {
     engine.host().starts_with("unix://")
 }
 
+/// Waits until a program has ended that was run in a container; returns what it exited with.
+///
+/// The end of its output is not its end: one that closed that goes on, and of one that ended the
+/// engine may not know the code yet.
+pub(crate) fn ended<'a>(client: &'a Docker, exec: &'a str, doing: String) -> BoxFuture<'a, Result<i64, StepError>> {
+    Box::pin(async move {
+        loop {
+            let state = client.inspect_exec(exec).await.doing(|| doing.clone())?;
+            match (state.running, state.exit_code) {
+                (Some(true), _) | (_, None) => sleep(POLL).await,
+                (_, Some(code)) => return Ok(code),
+            }
+        }
+    })
+}
+
 impl Inside<'_> {
     /// Runs a program to its end, its lines shown as progress.
     ///
@@ -91,14 +108,7 @@ impl Inside<'_> {
                     collecting.push(&piece);
                 }
             }
-            // A program that closed its output goes on.
-            loop {
-                let state = self.client.inspect_exec(&made).await.doing(doing)?;
-                match (state.running, state.exit_code) {
-                    (Some(true), _) | (_, None) => sleep(POLL).await,
-                    (_, Some(code)) => return Ok(code),
-                }
-            }
+            ended(self.client, &made, doing()).await
         };
         let code = tokio::select! {
             code = running => code,
@@ -182,7 +192,7 @@ impl Inside<'_> {
             }
         }
         let said = collecting.finish(self.cx).detail();
-        let code = self.client.inspect_exec(&made).await.doing(doing)?.exit_code;
-        Ok((code != Some(0) || !said.is_empty()).then_some(said))
+        let code = ended(self.client, &made, doing()).await?;
+        Ok((code != 0 || !said.is_empty()).then_some(said))
     }
 }

@@ -173,6 +173,10 @@ async fn a_gate_lets_pass_what_serves_and_names_what_does_not() {
         "{error:?}"
     );
     assert!(error.message().contains(&name) && error.detail().unwrap().contains("listening"), "{error:?}");
+    // The end of its output is not its end.
+    let silent = serde_json::json!({ "within": "1s", "exec": ["sh", "-c", "exec >&- 2>&-; sleep 0.3; exit 3"] });
+    let error = gate(&silent).wait(&client, &cx, &id, &name).await.unwrap_err();
+    assert!(error.message().contains("exits with 3"), "{error:?}");
 
     let (id, name) = run("dies", Image::shell("echo cannot open the database; exit 3"), &[]);
     let error = gate(&serde_json::json!({})).wait(&client, &cx, &id, &name).await.unwrap_err();

@@ -67,12 +67,13 @@ impl Container {
         if let Some(old) = &at.old {
             if undo.found.running {
                 not_cancelled(cx)?;
+                // First: an engine that starts anew would start neither the old one nor anybody who goes on.
+                self.hand_over(&client, cx, old).await?;
                 // An engine or a machine that starts anew must not start it beside the new one.
                 if undo.found.restart != Restart::never() {
                     Restart::never().give(&client, id_of(old), name).await?;
                 }
                 cx.progress(2, 4, format!("stopping container {name}"));
-                self.hand_over(&client, cx, old).await?;
                 containers::stop(&client, id_of(old), name, grace_of(old)).await?;
             }
             containers::rename(&client, id_of(old), &aside(name, cx, &new)).await?;

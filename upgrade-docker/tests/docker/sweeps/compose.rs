@@ -127,7 +127,6 @@ fn campaign_every_seeded_defect_is_noticed() {
     let Some(projects) = Projects::new("sweep-two", &["up", "--no-start"], TWO) else { return };
     for mutation in Mutation::ALL {
         let failure = Sweep::new(&projects).every(30).with_mutation(mutation).run();
-        let failure = failure.expect_err(&format!("{mutation:?} was not noticed"));
-        println!("{mutation:?}: {failure}");
+        super::noticed(mutation, failure);
     }
 }
