@@ -140,7 +140,12 @@ pub async fn obtain_aside(
 }
 
 /// Says at once that an image cannot run here, instead of when it was started in the old one's place.
-async fn verify_platform(client: &Docker, has: &[String], name: &str, wanted: Option<&str>) -> Result<(), StepError> {
+pub(crate) async fn verify_platform(
+    client: &Docker,
+    has: &[String],
+    name: &str,
+    wanted: Option<&str>,
+) -> Result<(), StepError> {
     let wanted = match wanted {
         Some(wanted) => wanted.to_owned(),
         None => {
@@ -214,6 +219,49 @@ pub async fn kept(client: &Docker, cx: &Context) -> Result<Vec<String>, DockerEr
     let options = ListImagesOptionsBuilder::new().filters(&filters).build();
     let found = client.list_images(Some(options)).await.doing(|| "asking which images are kept".into())?;
     Ok(found.into_iter().map(|image| image.id).collect())
+}
+
+/// Lists what [`kept`] does, the newest first: an image before those that it was built from, which
+/// the engine does not remove while it has it.
+///
+/// # Errors
+/// The engine cannot be asked.
+pub(crate) async fn kept_newest_first(client: &Docker, cx: &Context) -> Result<Vec<String>, DockerError> {
+    let mut all = Vec::new();
+    for id in kept(client, cx).await? {
+        let created = local(client, &id).await?.and_then(|image| image.created?.parse::<jiff::Timestamp>().ok());
+        all.push((std::cmp::Reverse(created), id));
+    }
+    all.sort();
+    Ok(all.into_iter().map(|(_, id)| id).collect())
+}
+
+/// Takes the tag away that [`keep`] gave, and leaves the image itself even if it has no other name.
+///
+/// An engine removes an image with its last name: the name is moved to `other` before it is taken away.
+///
+/// # Errors
+/// The engine cannot be asked.
+pub(crate) async fn forget(client: &Docker, cx: &Context, image_id: &str, other: &str) -> Result<(), DockerError> {
+    let (name, tag) = kept_image(image_id, cx);
+    let options = TagImageOptionsBuilder::new().repo(&name).tag(&tag).build();
+    client.tag_image(other, Some(options)).await.doing(|| format!("letting go of image {image_id}"))?;
+    let_go(client, cx, image_id).await
+}
+
+/// Takes a name away from an image, and removes the image with its last one. What does not exist,
+/// or is used, is left alone.
+///
+/// # Errors
+/// The engine cannot be asked.
+pub(crate) async fn remove(client: &Docker, name: &str) -> Result<(), DockerError> {
+    let options = RemoveImageOptionsBuilder::new().build();
+    let removed = client.remove_image(name, Some(options), None).await.doing(|| format!("removing image {name}"));
+    match found(removed) {
+        // A container is made of it: it is not ours to take away.
+        Err(error) if error.is_in_conflict() => Ok(()),
+        removed => removed.map(drop),
+    }
 }
 
 /// Takes the tag away that [`keep`] gave. A second call finds nothing to do.

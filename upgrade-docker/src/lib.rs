@@ -16,6 +16,7 @@
 //! - [`verbatim`]: containers in the engine's own words;
 //! - `volumes`: what volumes hold, read and written through the archive API.
 
+mod building;
 pub mod checks;
 mod compose;
 mod connection;
@@ -24,6 +25,7 @@ mod credentials;
 pub mod error;
 pub mod handover;
 pub mod health;
+mod image_archive;
 pub mod images;
 mod inside;
 pub mod mounts;
@@ -31,8 +33,10 @@ pub mod naming;
 mod oneoff;
 mod printed;
 pub mod reference;
+mod registry;
 pub mod specification;
 pub mod steps;
+mod streams;
 pub mod target;
 mod tunnel;
 pub mod verbatim;

@@ -5,10 +5,13 @@ mod compose;
 mod container;
 mod exec;
 mod image;
+mod image_push;
+mod image_save;
 mod run;
 mod volume_backup;
 mod volume_restore;
 
+pub use crate::building::{BuildConfig, Built};
 pub use crate::volumes::consumers::{Consumer, Consumers};
 pub use blue_green::{
     AliasSwitch, BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, NamesUndo, ProxySwitch, ProxyUndo, Switch,
@@ -16,7 +19,9 @@ pub use blue_green::{
 pub use compose::{Compose, ComposeConfig, ComposeOutput, ComposeUndo, Replicas, ServiceOutput, ServiceUndo};
 pub use container::{Container, ContainerConfig, ContainerOutput, ContainerUndo};
 pub use exec::{Exec, ExecConfig, ExecOutput, ExecUndo, UndoableExec};
-pub use image::{Image, ImageConfig, ImageOutput, ImageUndo};
+pub use image::{Image, ImageConfig, ImageOutput, ImageUndo, LoadConfig, Loaded};
+pub use image_push::{FoundManifest, ImagePush, ImagePushConfig, ImagePushOutput, ImagePushUndo};
+pub use image_save::{ImageSave, ImageSaveConfig, ImageSaveOutput, ImageSaveUndo};
 pub use run::{Run, RunConfig, RunOutput, RunUndo, UndoCommand, UndoConfig, UndoableRun};
 pub use volume_backup::{OnRollback, Prove, VolumeBackup, VolumeBackupConfig, VolumeBackupOutput, VolumeBackupUndo};
 pub use volume_restore::{VolumeRestore, VolumeRestoreConfig, VolumeRestoreOutput, VolumeRestoreUndo};
@@ -50,8 +55,18 @@ pub(crate) fn register(registry: &mut Registry) {
         )
         .step(
             "docker.image",
-            "Brings an image to an engine under a name, and prunes old ones at commit",
+            "Brings an image to an engine under a name: pulled, built, loaded or one that is there",
             reversible(Image::from_config),
+        )
+        .step(
+            "docker.image_push",
+            "Pushes an image to a registry, and lets the tag lead back to what it led to",
+            reversible(ImagePush::from_config),
+        )
+        .step(
+            "docker.image_save",
+            "Writes an image to an archive, and keeps the file that was there until commit",
+            reversible(ImageSave::from_config),
         )
         .step(
             "docker.run",

@@ -22,6 +22,7 @@ use super::contents::{Contents, survey};
 use crate::containers;
 use crate::error::{DockerError, Doing, cancelled, found};
 use crate::naming::{MARKER, labels};
+use crate::streams::{self, GONE, Outgoing};
 
 /// The directory that the engine calls the volume in its archives.
 pub(crate) const TOP: &str = "volume";
@@ -155,27 +156,8 @@ pub(crate) async fn download<T: Send + 'static>(
     work: impl FnOnce(&mut dyn Read) -> Result<T, StepError> + Send + 'static,
 ) -> Result<T, StepError> {
     let options = DownloadFromContainerOptionsBuilder::new().path(PLACE).build();
-    let mut stream = std::pin::pin!(client.download_from_container(id, Some(options)));
-    let (sender, receiver) = mpsc::channel(16);
-    let working = blocking(move || work(&mut Incoming { receiver, piece: None, at: 0 }));
-    // The sender goes with it: its end is the reader's.
-    let pumping = async move {
-        loop {
-            let piece = tokio::select! {
-                piece = stream.next() => piece,
-                () = cx.cancelled().cancelled() => return Err(cancelled()),
-            };
-            let Some(piece) = piece else { return Ok(()) };
-            let piece = piece.doing(|| "reading the volume".to_owned())?;
-            if sender.send(piece).await.is_err() {
-                // Who reads has ended, with an error that says why.
-                return Ok(());
-            }
-        }
-    };
-    let (pumped, worked) = tokio::join!(pumping, working);
-    // An error of the engine ends the stream too early, and is the reason of what the reader says.
-    pumped.and(worked)
+    let stream = client.download_from_container(id, Some(options));
+    streams::consume(stream, cx, "reading the volume", work).await
 }
 
 /// Reads what a helper's volume holds.
@@ -207,16 +189,16 @@ pub(crate) async fn upload<T: Send + 'static>(
     id: &str,
     work: impl FnOnce(&mut dyn Write) -> Result<T, StepError> + Send + 'static,
 ) -> Result<T, StepError> {
-    let (sender, receiver) = mpsc::channel::<Vec<u8>>(16);
+    let (sender, receiver) = mpsc::channel::<io::Result<Vec<u8>>>(16);
     let working = blocking(move || {
-        let mut outgoing = Outgoing { sender, buffer: Vec::with_capacity(PIECE) };
+        let mut outgoing = Outgoing::new(sender);
         let done = work(&mut outgoing)?;
         // If the engine has ended, it says why.
         let _ = outgoing.flush();
         Ok(done)
     });
     let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|piece| (Ok(piece.into()), receiver))
+        receiver.recv().await.map(|piece| (piece.map(Into::into), receiver))
     });
     let patient = client.clone().with_timeout(UNPACKING);
     let options = UploadToContainerOptionsBuilder::new().path(ABOVE).build();
@@ -280,58 +262,6 @@ async fn unpacked(
         containers::inspect(patient, id).await?;
     }
     sent
-}
-
-/// Reads pieces as they come.
-struct Incoming<P> {
-    receiver: mpsc::Receiver<P>,
-    piece: Option<P>,
-    at: usize,
-}
-
-impl<P: AsRef<[u8]>> Read for Incoming<P> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let rest = self.piece.as_ref().map_or(&[][..], |piece| &piece.as_ref()[self.at..]);
-            if !rest.is_empty() {
-                let read = buffer.len().min(rest.len());
-                buffer[..read].copy_from_slice(&rest[..read]);
-                self.at += read;
-                return Ok(read);
-            }
-            (self.piece, self.at) = (self.receiver.blocking_recv(), 0);
-            if self.piece.is_none() {
-                return Ok(0);
-            }
-        }
-    }
-}
-
-const PIECE: usize = 256 << 10;
-const GONE: &str = "the engine does not take more of the archive";
-
-/// Hands pieces on as they fill up.
-struct Outgoing {
-    sender: mpsc::Sender<Vec<u8>>,
-    buffer: Vec<u8>,
-}
-
-impl Write for Outgoing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= PIECE {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
-        if piece.is_empty() {
-            return Ok(());
-        }
-        self.sender.blocking_send(piece).map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, GONE))
-    }
 }
 
 /// Says why an archive could not be sent whole.

@@ -8,6 +8,7 @@ mod compose;
 mod container;
 mod exec;
 mod image;
+mod image_sources;
 mod run;
 mod volume_backup;
 mod volume_restore;
