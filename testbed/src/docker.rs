@@ -43,7 +43,16 @@ pub fn shared() -> Option<Engine> {
 /// As [`shared`].
 pub fn own() -> Option<engine::Own> {
     let program = found()?;
-    Some(engine::Own::create(&program))
+    Some(engine::Own::create(&program, None))
+}
+
+/// The same, with so many MiB of disk for all that it keeps.
+///
+/// # Panics
+/// As [`shared`].
+pub fn own_with_disk(size: u32) -> Option<engine::Own> {
+    let program = found()?;
+    Some(engine::Own::create(&program, Some(size)))
 }
 
 pub use engine::Own;

@@ -118,12 +118,20 @@ pub struct Own {
 }
 
 impl Own {
-    pub(super) fn create(program: &Path) -> Self {
+    pub(super) fn create(program: &Path, disk: Option<u32>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = Home::of_this_user().base.join(format!("docker-{}-{number}", std::process::id()));
         lay_out(&directory, false);
         let guardian = Guardian::over(&directory, END);
+        if let Some(size) = disk {
+            let root = directory.join("root");
+            std::fs::create_dir(&root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
+            let size = format!("size={size}m");
+            let done = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&root).output();
+            let done = done.expect("mount can be started");
+            assert!(done.status.success(), "a disk of {size}: {}", String::from_utf8_lossy(&done.stderr));
+        }
         let child = spawn(program, &directory);
         let engine = Engine::at(host_of(&directory));
         engine.await_answer(&directory);
@@ -133,6 +141,11 @@ impl Own {
     /// The engine. Its default network is none: containers name a network of their own.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Where it keeps everything.
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("root")
     }
 
     /// Kills the engine; its containers go on.
