@@ -46,7 +46,16 @@ pub fn shared() -> Option<Engine> {
 /// As [`shared`].
 pub fn own() -> Option<Own> {
     let program = found()?;
-    Some(Own::create(&program, false))
+    Some(Own::create(&program, false, None))
+}
+
+/// The same, with so many MiB of disk for all that it keeps.
+///
+/// # Panics
+/// As [`shared`].
+pub fn own_with_disk(size: u32) -> Option<Own> {
+    let program = found()?;
+    Some(Own::create(&program, false, Some(size)))
 }
 
 /// An engine of the caller's own that is reached over TCP as well, with TLS and client certificates.
@@ -58,7 +67,7 @@ pub fn own() -> Option<Own> {
 pub fn secured() -> Option<Own> {
     let program = found()?;
     required("openssl", "openssl")?;
-    Some(Own::create(&program, true))
+    Some(Own::create(&program, true, None))
 }
 
 /// A registry on a free port of loopback, ended on drop; with `locked`, only [`USER`] may use it.

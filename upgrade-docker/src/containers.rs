@@ -1,5 +1,6 @@
 //! What is done to one container, each so that a second call finds it done.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::Docker;
@@ -128,6 +129,21 @@ pub async fn remove(client: &Docker, id: &str, name: &str, volumes: bool) -> Res
         sleep(POLL).await;
     }
     Ok(())
+}
+
+/// Lists what a container wrote to its own file system, which goes with it: paths, the first ones.
+///
+/// What shows there of its mounts is the engine's.
+///
+/// # Errors
+/// The engine cannot be asked.
+pub async fn written(client: &Docker, container: &ContainerInspectResponse) -> Result<Vec<String>, DockerError> {
+    let changed = client.container_changes(id_of(container)).await;
+    let changed = changed.doing(|| format!("asking what container {} wrote", name_of(container)))?;
+    let mounts: Vec<_> = container.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref()).collect();
+    let is_mount = |path: &str| mounts.iter().any(|mount| Path::new(mount).starts_with(path));
+    let paths = changed.into_iter().flatten().map(|change| change.path);
+    Ok(paths.filter(|path| !is_mount(path)).take(10).collect())
 }
 
 /// Returns the last lines that a container printed, its secrets masked; as many as there are to be had.

@@ -193,7 +193,7 @@ pub(crate) fn advice(status: u16, message: &str) -> (Class, Option<&'static str>
         return (
             Permanent,
             Some(
-                "the engine was killed while it started this container: `ctr --namespace moby tasks delete --force ID`, then again",
+                "the engine was killed while it started this container: `ctr --namespace moby tasks delete --force ID`, or `docker rm --force` it if it wrote nothing that matters; then again",
             ),
         );
     }

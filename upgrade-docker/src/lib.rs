@@ -8,6 +8,7 @@
 //! - [`images`]: images obtained, verified and kept;
 //! - [`containers`]: what is done to one container;
 //! - [`handover`]: a run that goes on when its own container stops;
+//! - `left_over`: what an engine forgot that it started;
 //! - [`mounts`], `oneoff` and `printed`: containers that run one command, and what it printed;
 //! - [`health`]: when a container counts as serving;
 //! - [`naming`]: names and labels of what a run makes;
@@ -28,6 +29,7 @@ pub mod health;
 mod image_archive;
 pub mod images;
 mod inside;
+mod left_over;
 pub mod mounts;
 pub mod naming;
 mod oneoff;

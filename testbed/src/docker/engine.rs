@@ -120,7 +120,7 @@ pub struct Own {
 }
 
 impl Own {
-    pub(super) fn create(program: &Path, secured: bool) -> Self {
+    pub(super) fn create(program: &Path, secured: bool, disk: Option<u32>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = Home::of_this_user().base.join(format!("docker-{}-{number}", std::process::id()));
@@ -131,6 +131,14 @@ impl Own {
             std::fs::write(directory.join("tls/port"), free_port().to_string()).expect("a file of ours can be written");
         }
         let guardian = Guardian::over(&directory, END);
+        if let Some(size) = disk {
+            let root = directory.join("root");
+            std::fs::create_dir(&root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
+            let size = format!("size={size}m");
+            let done = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&root).output();
+            let done = done.expect("mount can be started");
+            assert!(done.status.success(), "a disk of {size}: {}", String::from_utf8_lossy(&done.stderr));
+        }
         let child = spawn(program, &directory);
         let engine = Engine::at(host_of(&directory));
         engine.await_answer(&directory);
@@ -159,6 +167,11 @@ impl Own {
     /// Gives it another certificate, which it takes when it is started again.
     pub fn certify(&self, authority: &Authority, days: i32) {
         authority.sign(Holder::Engine, days, &self.directory.join("tls/engine"));
+    }
+
+    /// Where it keeps everything.
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("root")
     }
 
     /// Kills the engine; its containers go on.

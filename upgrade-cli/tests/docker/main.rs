@@ -2,4 +2,9 @@
 
 #![cfg(test)]
 
+#[path = "../quickstart/faulty.rs"]
+mod faulty;
+mod handover;
 mod itself;
+mod killed;
+mod service;

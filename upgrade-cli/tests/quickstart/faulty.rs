@@ -2,29 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
-
-use crate::site::Site;
-
-/// All system calls that change a file.
-pub(crate) const WRITING: &[&str] = &[
-    "mkdir",
-    "write",
-    "pwrite64",
-    "fsync",
-    "fdatasync",
-    "rename",
-    "renameat2",
-    "unlink",
-    "unlinkat",
-    "rmdir",
-    "ftruncate",
-    "fallocate",
-    "symlink",
-    "chmod",
-    "fchmod",
-    "fchown",
-];
 
 /// Says whether system calls can be tampered with here; without, a test is skipped and says so.
 pub(crate) fn is_possible() -> bool {
@@ -46,19 +25,23 @@ pub(crate) fn tampered(name: &str, nth: &str, what: &str) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-/// Counts, in a command that nobody disturbs, how often its busiest thread makes each call.
-pub(crate) fn count(site: &Site, arguments: &[impl AsRef<str>]) -> BTreeMap<&'static str, u32> {
-    let log = site.root().join("strace.log");
-    let trace = format!("trace={}", WRITING.join(","));
+/// Counts, in a command that nobody disturbs, how often its busiest thread makes each of these calls.
+/// `run` is given the words that it is to be run under.
+pub(crate) fn count(
+    log: &Path,
+    names: &'static [&'static str],
+    run: impl FnOnce(&[String]),
+) -> BTreeMap<&'static str, u32> {
+    let trace = format!("trace={}", names.join(","));
     let words = ["strace", "-f", "-b", "execve", "-qq", "-o", log.to_str().unwrap(), "-e", &trace];
-    site.command_under(&words.map(str::to_owned), arguments).status().unwrap();
+    run(&words.map(str::to_owned));
     let mut calls: BTreeMap<(&str, &'static str), u32> = BTreeMap::new();
     let log = fs::read_to_string(log).unwrap();
     for line in log.lines() {
         let mut words = line.splitn(2, ' ');
         let (Some(thread), Some(call)) = (words.next(), words.next()) else { continue };
         let name = call.trim_start().split('(').next().unwrap_or_default();
-        if let Some(name) = WRITING.iter().find(|known| **known == name) {
+        if let Some(name) = names.iter().find(|known| **known == name) {
             *calls.entry((thread, name)).or_default() += 1;
         }
     }

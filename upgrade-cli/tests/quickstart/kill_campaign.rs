@@ -8,9 +8,29 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::faulty::{self, WRITING, tampered};
+use crate::faulty::{self, tampered};
 use crate::site::{Site, Upgrade, ends};
 use crate::world::{Worlds, found_contents_are_kept, journals_are_right, observe, same};
+
+/// All system calls that change a file.
+const WRITING: &[&str] = &[
+    "mkdir",
+    "write",
+    "pwrite64",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "ftruncate",
+    "fallocate",
+    "symlink",
+    "chmod",
+    "fchmod",
+    "fchown",
+];
 
 /// When the command dies.
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +118,9 @@ impl Bench {
         let mut calls = Vec::new();
         for dying in Dying::ALL {
             let arguments = dying.begin(&self.site).unwrap();
-            let counted = faulty::count(&self.site, &arguments);
+            let counted = faulty::count(&self.site.root().join("strace.log"), WRITING, |under| {
+                self.site.command_under(under, &arguments).status().unwrap();
+            });
             println!("{dying:?}: {counted:?}");
             for name in WRITING {
                 let times = counted.get(name).copied().unwrap_or_default();

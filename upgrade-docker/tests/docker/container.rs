@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod disk;
 mod engine;
 mod failures;
 mod settings;

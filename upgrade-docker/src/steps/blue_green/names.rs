@@ -38,6 +38,8 @@ struct Connection {
     /// What the new one gets.
     intended: Vec<String>,
     address: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ipv6_address: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     links: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -77,6 +79,7 @@ impl NamesUndo {
                 aliases,
                 intended,
                 address: endpoint.ip_address.clone().unwrap_or_default(),
+                ipv6_address: endpoint.global_ipv6_address.clone().filter(|address| !address.is_empty()),
                 links: endpoint.links.clone().unwrap_or_default(),
                 driver_opts: options.into_iter().collect(),
             };
@@ -109,7 +112,7 @@ impl NamesUndo {
     /// Gives the names to the new container.
     pub(super) async fn give(&self, client: &Docker, new: &str) -> Result<(), DockerError> {
         for (network, connection) in &self.networks {
-            let wanted = Wanted { aliases: &connection.intended, address: None, connection };
+            let wanted = Wanted { aliases: &connection.intended, addresses: Addresses::default(), connection };
             connect(client, new, network, wanted).await?;
         }
         Ok(())
@@ -121,7 +124,8 @@ impl NamesUndo {
             containers::rename(client, old, name).await?;
         }
         for (network, connection) in self.networks.iter().filter(|(_, connection)| !connection.aliases.is_empty()) {
-            let wanted = Wanted { aliases: &[], address: Some(&connection.address), connection };
+            let addresses = Addresses::of(Some(&connection.address), connection.ipv6_address.as_deref());
+            let wanted = Wanted { aliases: &[], addresses, connection };
             connect(client, old, network, wanted).await?;
         }
         Ok(())
@@ -131,7 +135,7 @@ impl NamesUndo {
     pub(super) async fn give_back(&self, client: &Docker, old: &str, name: &str) -> Result<(), DockerError> {
         containers::rename(client, old, name).await?;
         for (network, connection) in &self.networks {
-            let wanted = Wanted { aliases: &connection.aliases, address: None, connection };
+            let wanted = Wanted { aliases: &connection.aliases, addresses: Addresses::default(), connection };
             connect(client, old, network, wanted).await?;
         }
         Ok(())
@@ -149,7 +153,8 @@ impl NamesUndo {
                 continue;
             }
             had = true;
-            let wanted = Wanted { aliases: &[], address: endpoint.ip_address.as_deref(), connection };
+            let addresses = Addresses::of(endpoint.ip_address.as_deref(), endpoint.global_ipv6_address.as_deref());
+            let wanted = Wanted { aliases: &[], addresses, connection };
             connect(client, containers::id_of(new), network, wanted).await?;
         }
         Ok(had)
@@ -184,14 +189,49 @@ async fn refuse_others(
 /// Says how a container is to be connected.
 struct Wanted<'a> {
     aliases: &'a [String],
-    /// The address that it should keep.
-    address: Option<&'a str>,
+    addresses: Addresses<'a>,
     connection: &'a Connection,
 }
 
+/// The addresses that a container should keep.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Addresses<'a> {
+    ipv4: Option<&'a str>,
+    ipv6: Option<&'a str>,
+}
+
+impl<'a> Addresses<'a> {
+    /// The engine says nothing, or an empty text, where there is none.
+    fn of(ipv4: Option<&'a str>, ipv6: Option<&'a str>) -> Self {
+        let there = |address: Option<&'a str>| address.filter(|address| !address.is_empty());
+        Self { ipv4: there(ipv4), ipv6: there(ipv6) }
+    }
+
+    /// What to ask for, best first: a network may let one choose its addresses of one kind only.
+    fn attempts(self) -> Vec<Self> {
+        let mut attempts = vec![self, Self { ipv6: None, ..self }, Self { ipv4: None, ..self }];
+        attempts.retain(|attempt| !attempt.is_empty());
+        attempts.dedup();
+        attempts
+    }
+
+    fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    fn given(self) -> Option<EndpointIpamConfig> {
+        (!self.is_empty()).then(|| EndpointIpamConfig {
+            ipv4_address: self.ipv4.map(str::to_owned),
+            ipv6_address: self.ipv6.map(str::to_owned),
+            ..EndpointIpamConfig::default()
+        })
+    }
+}
+
 fn is_fixed(endpoint: &EndpointSettings) -> bool {
-    let given = endpoint.ipam_config.as_ref().and_then(|given| given.ipv4_address.as_ref());
-    given.is_some_and(|address| !address.is_empty())
+    let given = endpoint.ipam_config.as_ref();
+    let addresses = given.map(|given| [&given.ipv4_address, &given.ipv6_address]);
+    addresses.into_iter().flatten().flatten().any(|address| !address.is_empty())
 }
 
 /// Connects a container under these aliases and no others. One that is so already is left alone.
@@ -201,33 +241,32 @@ async fn connect(client: &Docker, id: &str, network: &str, wanted: Wanted<'_>) -
     if let Some(endpoint) = named_networks(&container).get(network) {
         let mut aliases = wanted.aliases.to_vec();
         aliases.sort_unstable();
-        if aliases_of(&container, endpoint) == aliases && (!is_fixed(endpoint) || wanted.address.is_some()) {
+        if aliases_of(&container, endpoint) == aliases && (!is_fixed(endpoint) || !wanted.addresses.is_empty()) {
             return Ok(());
         }
         let request = NetworkDisconnectRequest { container: id.to_owned(), force: Some(false) };
         let gone = client.disconnect_network(network, request).await;
         found(gone.doing(|| format!("disconnecting container {name} from network {network}")))?;
     }
-    let settings = |address: Option<&str>| EndpointSettings {
+    let settings = |addresses: Addresses<'_>| EndpointSettings {
         aliases: (!wanted.aliases.is_empty()).then(|| wanted.aliases.to_vec()),
         links: (!wanted.connection.links.is_empty()).then(|| wanted.connection.links.clone()),
         driver_opts: (!wanted.connection.driver_opts.is_empty())
             .then(|| wanted.connection.driver_opts.clone().into_iter().collect::<HashMap<_, _>>()),
-        ipam_config: address
-            .map(|address| EndpointIpamConfig { ipv4_address: Some(address.to_owned()), ..Default::default() }),
+        ipam_config: addresses.given(),
         ..EndpointSettings::default()
     };
     let request =
-        |address| NetworkConnectRequest { container: id.to_owned(), endpoint_config: Some(settings(address)) };
+        |addresses| NetworkConnectRequest { container: id.to_owned(), endpoint_config: Some(settings(addresses)) };
     let doing = || format!("connecting container {name} to network {network}");
-    if let Some(address) = wanted.address.filter(|address| !address.is_empty()) {
-        match client.connect_network(network, request(Some(address))).await.doing(doing) {
+    for addresses in wanted.addresses.attempts() {
+        match client.connect_network(network, request(addresses)).await.doing(doing) {
             // Only a subnet that somebody chose lets one choose an address; or another container was quicker.
             Err(error) if error.status().is_some() => {
-                tracing::info!(container = %name, %network, "it cannot keep its address: open connections are cut");
+                tracing::info!(container = %name, %network, "it cannot keep an address: connections open to it are cut");
             }
             other => return other,
         }
     }
-    client.connect_network(network, request(None)).await.doing(doing)
+    client.connect_network(network, request(Addresses::default())).await.doing(doing)
 }

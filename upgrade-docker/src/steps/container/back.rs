@@ -2,6 +2,7 @@
 
 use bollard::Docker;
 use bollard::models::ContainerInspectResponse;
+use futures_util::future::BoxFuture;
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::StepError;
 
@@ -9,9 +10,12 @@ use super::forward::{specification, unsealed};
 use super::situation::{Situation, Stage, by_name};
 use super::{Container, ContainerOutput, ContainerUndo};
 use crate::containers::{self, grace_of, id_of, is_running, name_of};
+use crate::error::DockerError;
 use crate::images;
+use crate::left_over;
 use crate::naming;
 use crate::specification::Changes;
+use crate::target::Engine;
 use crate::verbatim;
 
 /// How often the outcome is looked at: what was on its way to the engine may have come in between.
@@ -67,6 +71,8 @@ impl Container {
             self.hand_over(client, cx, new).await?;
             // Not killed: it may be writing to the volumes that the old one is to find whole.
             containers::stop(client, id_of(new), name, grace_of(new)).await?;
+            // Nor left running where the engine does not see it.
+            left_over::end(&self.engine, id_of(new), name).await?;
             containers::remove(client, id_of(new), name, true).await?;
         }
         let id = match &at.old {
@@ -78,7 +84,11 @@ impl Container {
             undo.found.restart.give(client, &id, name).await?;
         }
         if undo.found.running {
-            containers::start(client, &id, name).await?;
+            match containers::start(client, &id, name).await {
+                // Where it could only be removed, the next look finds it gone, and it is made again.
+                Err(error) if error.is_left_over() => start_again(&self.engine, client, &id, name, error).await?,
+                started => started?,
+            }
         } else {
             let old = containers::inspect(client, &id).await?;
             if let Some(old) = old.filter(is_running) {
@@ -103,6 +113,31 @@ impl Container {
         let specification = specification(client, &unsealed(cx, undo).await?, &undo.found.image_id, &changes).await?;
         Ok(verbatim::create(client, &own, None, &specification).await?)
     }
+}
+
+/// Starts a container that the engine was killed at and refuses to start since; or removes it, unless
+/// something would be lost by that.
+fn start_again<'a>(
+    engine: &'a Engine,
+    client: &'a Docker,
+    id: &'a str,
+    name: &'a str,
+    error: DockerError,
+) -> BoxFuture<'a, Result<(), StepError>> {
+    Box::pin(async move {
+        if left_over::end(engine, id, name).await? {
+            return Ok(containers::start(client, id, name).await?);
+        }
+        let Some(container) = containers::inspect(client, id).await? else { return Ok(()) };
+        let written = containers::written(client, &container).await?;
+        if written.is_empty() {
+            tracing::warn!(container = %name, "the engine does not start it any more: it is made again, as it was");
+            return Ok(containers::remove(client, id, name, false).await?);
+        }
+        let detail =
+            format!("it wrote to its own file system, so it is not made again unasked: {}", written.join(", "));
+        Err(StepError::from(error).with_detail(detail))
+    })
 }
 
 fn is_back(at: &Situation, undo: &ContainerUndo) -> bool {

@@ -16,6 +16,7 @@ use crate::containers::{self, grace_of, id_of, is_running, name_of};
 use crate::error::{DockerError, Doing, not_cancelled};
 use crate::handover;
 use crate::images::{self, Pull};
+use crate::left_over;
 use crate::naming;
 use crate::reference::ImageReference;
 use crate::specification::{Changes, Sources, Specification, config_of, specify};
@@ -83,6 +84,7 @@ impl Container {
             cx.progress(3, 4, format!("starting container {name}"));
             match containers::start(&client, &new, name).await {
                 Err(error) if error.is_left_over() => {
+                    left_over::end(&self.engine, &new, name).await?;
                     containers::remove(&client, &new, name, true).await?;
                     return Ok(None);
                 }

@@ -87,6 +87,34 @@ async fn the_next_upgrade_finds_the_colour_that_serves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_address_that_may_be_chosen_is_kept() {
+    let Some(corner) = Corner::shared("ipv6") else { return };
+    let (old, next, name) = (corner.web("1.0"), corner.web("2.0"), corner.name("web"));
+    let addresses = |name: &str| {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}";
+        corner.engine.docker(["inspect", "--format", format, name])
+    };
+    for chosen in [true, false] {
+        let network = corner.name(if chosen { "both" } else { "half" });
+        corner.network_with_ipv6(&network, chosen);
+        let alias = ["--network", &network, "--network-alias", "api"];
+        corner.engine.docker([&["run", "--detach", "--name", &name][..], &alias, &[&old]].concat());
+        let before = addresses(&name);
+        assert!(before.contains(" fd"), "{before}");
+        let step = step(&corner, &next, &json!({ "alias": {} }), &json!({}));
+        let test = TestContext::new("web");
+        let undo = undo(&step, &test).await;
+        step.apply(&test.forward(), &undo).await.unwrap();
+        let after = addresses(&undo_name(&undo));
+        let kept = if chosen { before.as_str() } else { before.split_once(' ').unwrap().1 };
+        assert!(after.ends_with(kept), "{before}, then {after}");
+        step.rollback(&test.back(), &undo, None).await.unwrap();
+        assert_eq!(corner.colours(), ["web image:1.0 running"]);
+        corner.engine.docker(["rm", "--force", &name]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_under_way_is_given_to_its_end() {
     let Some(corner) = Corner::shared("long") else { return };
     corner.network("front");

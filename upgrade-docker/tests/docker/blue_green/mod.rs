@@ -38,6 +38,23 @@ impl Corner {
         panic!("no subnet is free");
     }
 
+    /// Makes a network that has addresses of both kinds; the subnet of the older kind only where `chosen`.
+    fn network_with_ipv6(&self, name: &str, chosen: bool) {
+        for _ in 0..50 {
+            let number = any_number() % 2000;
+            let older = format!("10.212.{}.{}/27", number / 8, number % 8 * 32);
+            let newer = format!("fd00:d0c:{:x}::/64", any_number() % 0x10000);
+            let mut arguments = vec!["network", "create", "--ipv6", "--subnet", &newer];
+            let subnet = ["--subnet", &older];
+            arguments.extend(if chosen { &subnet[..] } else { &[] });
+            arguments.push(name);
+            if self.engine.command(arguments).output().unwrap().status.success() {
+                return;
+            }
+        }
+        panic!("no subnet is free");
+    }
+
     fn address(&self, container: &str) -> String {
         let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
         self.engine.docker(["inspect", "--format", format, &self.name(container)])

@@ -93,12 +93,38 @@ impl Scene {
         }
         step.settle(&test.back(), &found).await.unwrap();
         step.rollback(&test.back(), &found, None).await.unwrap();
-        assert_eq!(self.serving(), ["PREFIX-web PREFIX-image:1"], "{end:?} after {after:?}");
-        let all = self.corner.engine.docker(["ps", "--all", "--quiet", "--no-trunc"]);
+        let all = self.is_back(&format!("{end:?} after {after:?}"));
         assert_eq!(all, before["found"]["id"].as_str().unwrap(), "{end:?} after {after:?}");
-        let policy = ["inspect", "--format", "{{.HostConfig.RestartPolicy.Name}}", &self.name];
-        assert_eq!(self.corner.engine.docker(policy), "always");
         format!("{end:?} after {after:?}: {} and {between:?}", if answer.is_ok() { "done" } else { "cut off" })
+    }
+
+    /// Asks that the old container serves, as it was, and that there is no other; returns its id.
+    fn is_back(&self, when: &str) -> String {
+        assert_eq!(self.serving(), ["PREFIX-web PREFIX-image:1"], "{when}");
+        let policy = ["inspect", "--format", "{{.HostConfig.RestartPolicy.Name}}", &self.name];
+        assert_eq!(self.corner.engine.docker(policy), "always", "{when}");
+        self.corner.engine.docker(["ps", "--all", "--quiet", "--no-trunc"])
+    }
+
+    /// Lives through one end on the way back; returns how far that had come.
+    async fn live_back(&self, end: End, after: Duration) -> String {
+        let when = format!("{end:?} {after:?} into the way back");
+        let test = TestContext::new("web");
+        let step = std::sync::Arc::new(self.step());
+        let found = undo(&step, &test).await;
+        let before: Value = serde_json::to_value(&found).unwrap();
+        step.apply(&test.forward(), &found).await.unwrap();
+        let answer = {
+            let (step, cx, found) = (step.clone(), test.back(), found.clone());
+            self.end_during(end, after, async move { step.rollback(&cx, &found, None).await }).await
+        };
+        let between = self.serving();
+        assert!(between.len() <= 1, "{when}: {between:?}");
+        step.settle(&test.back(), &found).await.unwrap();
+        step.rollback(&test.back(), &found, None).await.unwrap_or_else(|error| panic!("{when}: {error:?}"));
+        let same = self.is_back(&when) == before["found"]["id"].as_str().unwrap();
+        let made = if same { "the same" } else { "made again" };
+        format!("{when}: {} and {between:?}, {made}", if answer.is_ok() { "done" } else { "cut off" })
     }
 }
 
@@ -118,6 +144,27 @@ async fn campaign_an_engine_that_ends_leaves_one_container_serving() {
     for after in (0..800).step_by(20) {
         for end in [End::Killed, End::Stopped] {
             println!("{}", scene.live(end, Duration::from_millis(after), after % 40 == 0).await);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_ends_on_the_way_back_leaves_the_old_container_serving() {
+    let Some(scene) = Scene::new() else { return };
+    for (number, after) in [40, 150, 260, 380].into_iter().enumerate() {
+        let end = if number % 2 == 0 { End::Killed } else { End::Stopped };
+        println!("{}", scene.live_back(end, Duration::from_millis(after)).await);
+    }
+}
+
+/// `cargo nextest run -p upgrade-docker --run-ignored only campaign_an_engine`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a campaign of some minutes: an end every 10 ms of a way back"]
+async fn campaign_an_engine_that_ends_on_the_way_back_leaves_the_old_container_serving() {
+    let Some(scene) = Scene::new() else { return };
+    for after in (0..600).step_by(10) {
+        for end in [End::Killed, End::Stopped] {
+            println!("{}", scene.live_back(end, Duration::from_millis(after)).await);
         }
     }
 }
