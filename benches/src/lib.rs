@@ -1,5 +1,6 @@
 //! What the benchmarks share: medians of ratios, and how much memory a process holds.
 
+pub mod docker;
 pub mod nothing;
 
 use std::error::Error;

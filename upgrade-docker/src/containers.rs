@@ -98,11 +98,13 @@ pub async fn stop(client: &Docker, id: &str, name: &str, grace: Duration) -> Res
 /// # Errors
 /// Another container has that name.
 pub async fn rename(client: &Docker, id: &str, to: &str) -> Result<(), DockerError> {
-    if inspect(client, id).await?.is_some_and(|container| name_of(&container) == to) {
-        return Ok(());
-    }
     let options = RenameContainerOptionsBuilder::new().name(to).build();
-    client.rename_container(id, options).await.doing(|| format!("giving a container the name {to}"))
+    let renamed = client.rename_container(id, options).await.doing(|| format!("giving a container the name {to}"));
+    // Asked only then: while a service stands still, every request counts.
+    match renamed {
+        Err(_) if inspect(client, id).await?.is_some_and(|container| name_of(&container) == to) => Ok(()),
+        renamed => renamed,
+    }
 }
 
 /// Removes a container, with its anonymous volumes only if `volumes` says so, and returns when it is

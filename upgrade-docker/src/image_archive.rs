@@ -40,7 +40,6 @@ pub(crate) struct Archive {
     /// SHA-256 of the file.
     pub(crate) sha256: String,
     /// How long the file is.
-    pub(crate) bytes: u64,
     pub(crate) images: Vec<Packed>,
 }
 
@@ -131,7 +130,7 @@ pub(crate) fn inspect(path: &Path, cx: &Context) -> Result<Archive, StepError> {
         return Err(unfit(path, "it lists no image"));
     }
     let tally = tally.borrow();
-    Ok(Archive { sha256: hex(&tally.0.clone().finalize()), bytes: tally.1, images })
+    Ok(Archive { sha256: hex(&tally.0.clone().finalize()), images })
 }
 
 fn packed(small: &BTreeMap<String, Vec<u8>>, entry: Value) -> Result<Packed, &'static str> {

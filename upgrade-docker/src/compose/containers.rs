@@ -180,8 +180,17 @@ pub(crate) fn differing(before: &Value, after: &Value) -> Vec<String> {
 
 /// Lists the containers of a project, stopped ones too, by service and number.
 pub(crate) async fn of_project(client: &Docker, project: &str) -> Result<Vec<Present>, StepError> {
-    let filters =
-        HashMap::from([("label".to_owned(), vec![format!("{PROJECT}={project}"), format!("{ONE_OFF}=False")])]);
+    labelled(client, project, Vec::new()).await
+}
+
+/// Lists the containers of one service of a project, stopped ones too, by number.
+pub(crate) async fn of_service(client: &Docker, project: &str, service: &str) -> Result<Vec<Present>, StepError> {
+    labelled(client, project, vec![format!("{SERVICE}={service}")]).await
+}
+
+async fn labelled(client: &Docker, project: &str, mut labels: Vec<String>) -> Result<Vec<Present>, StepError> {
+    labels.extend([format!("{PROJECT}={project}"), format!("{ONE_OFF}=False")]);
+    let filters = HashMap::from([("label".to_owned(), labels)]);
     let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
     let listed =
         client.list_containers(Some(options)).await.doing(|| format!("listing the containers of {project}"))?;

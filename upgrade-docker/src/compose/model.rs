@@ -175,7 +175,7 @@ impl Model {
     }
 
     /// All that a service starts after, through services that are not chosen too.
-    fn all_before(&self, service: &Service) -> BTreeSet<String> {
+    pub(crate) fn all_before(&self, service: &Service) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
         let mut next: Vec<String> = service.after.iter().cloned().collect();
         while let Some(name) = next.pop() {

@@ -143,20 +143,19 @@ impl Compose {
         Ok(text.lines().filter_map(pair).collect())
     }
 
-    /// Lets Compose bring one service to what the files say.
+    /// Lets Compose bring services to what the files say, each to its number of containers, all at once.
     pub(crate) async fn up(
         &self,
         cx: &Context,
         project: &str,
-        service: &str,
-        scale: usize,
+        services: &[(&str, usize)],
         start: Start,
         grace: Option<Duration>,
     ) -> Result<(), StepError> {
-        self.succeed(cx, Some(project), &self.up_arguments(service, scale, start, grace)).await.map(drop)
+        self.succeed(cx, Some(project), &self.up_arguments(services, start, grace)).await.map(drop)
     }
 
-    fn up_arguments(&self, service: &str, scale: usize, start: Start, grace: Option<Duration>) -> Vec<String> {
+    fn up_arguments(&self, services: &[(&str, usize)], start: Start, grace: Option<Duration>) -> Vec<String> {
         let mut arguments: Vec<String> = ["up", "--no-build", "--no-deps"].map(str::to_owned).into();
         if self.generation == Generation::Two {
             // A service with `pull_policy: always` would move a tag that undo has just put back.
@@ -171,7 +170,10 @@ impl Compose {
         if let Some(grace) = grace {
             arguments.extend(["--timeout".into(), grace.as_secs().to_string()]);
         }
-        arguments.extend(["--scale".into(), format!("{service}={scale}"), service.into()]);
+        for (service, scale) in services {
+            arguments.extend(["--scale".into(), format!("{service}={scale}")]);
+        }
+        arguments.extend(services.iter().map(|(service, _)| (*service).to_owned()));
         arguments
     }
 
@@ -319,7 +321,7 @@ mod tests {
     #[test]
     fn both_versions_are_told_the_same_as_far_as_they_can_be() {
         let two = compose(Generation::Two);
-        let up = two.up_arguments("web", 2, Start::Recreate, Some(Duration::from_secs(7)));
+        let up = two.up_arguments(&[("web", 2)], Start::Recreate, Some(Duration::from_secs(7)));
         assert_eq!(
             two.line(&two.arguments(Some("shop"), &up)),
             "docker compose --project-name shop --file a.yaml --file b.yaml --profile jobs up --no-build --no-deps \
@@ -327,8 +329,8 @@ mod tests {
         );
         let one = compose(Generation::One);
         assert_eq!(
-            one.up_arguments("web", 1, Start::Stopped, None).join(" "),
-            "up --no-build --no-deps --no-start --scale web=1 web"
+            one.up_arguments(&[("db", 1), ("web", 3)], Start::Stopped, None).join(" "),
+            "up --no-build --no-deps --no-start --scale db=1 --scale web=3 db web"
         );
     }
 

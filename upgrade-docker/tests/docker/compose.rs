@@ -233,3 +233,39 @@ async fn jobs_end_first_and_what_lives_in_another_container_moves_with_it() {
     assert_eq!(seen(&stack), before);
     network(&stack);
 }
+
+#[tokio::test]
+async fn services_that_do_not_wait_for_each_other_are_taken_together() {
+    // The next two serve only once both are there; what needs them finds them both.
+    let file = "services:\n  one:\n    image: PREFIX-meet:${TAG}\n    network_mode: none\n    \
+                environment: { WHO: one }\n    volumes: [\"data:/data\"]\n  two:\n    image: PREFIX-meet:${TAG}\n    \
+                network_mode: none\n    environment: { WHO: two }\n    volumes: [\"data:/data\"]\n  last:\n    \
+                image: PREFIX-last:${TAG}\n    network_mode: none\n    volumes: [\"data:/data\"]\n    \
+                depends_on: [one, two]\nvolumes:\n  data: {}\n";
+    let Some(stack) = Stack::shared("together", file) else { return };
+    let both = "test -f /data/one && test -f /data/two";
+    let meet = format!("touch /data/$WHO; until {both}; do sleep 0.05; done; echo met; exec sleep 1000");
+    for (name, script) in [
+        ("meet:1", "exec sleep 1000"),
+        ("last:1", "exec sleep 1000"),
+        ("meet:2", &meet),
+        ("last:2", &format!("{both} && echo met && exec sleep 1000")),
+    ] {
+        stack.image(&Image::shell(script), name);
+    }
+    stack.write(".env", "TAG=1\n");
+    stack.compose(&["up", "--detach"]);
+    let before = stack.picture();
+    let gate = json!({ "log": "met", "stable": "0s", "every": "50ms", "within": "10s" });
+    let step = stack.step(&json!({
+        "env": { "TAG": "2" }, "health": { "one": gate, "two": gate, "last": gate },
+    }));
+    let test = TestContext::new("stack");
+    let found = undo(&step, &test).await;
+    let output = step.apply(&test.forward(), &found).await.unwrap();
+    for service in ["one", "two"] {
+        assert_eq!(output.services[service].image_id, stack.tag("meet:2"));
+    }
+    step.rollback(&test.back(), &found, Some(&output)).await.unwrap();
+    assert_eq!(stack.picture(), before);
+}

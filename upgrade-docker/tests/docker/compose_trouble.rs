@@ -201,9 +201,11 @@ fn mistakes_in_the_configuration_name_their_key() {
 
 #[test]
 fn undo_records_of_every_format_are_read() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/docker.compose.undo.v1.json");
-    let golden: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    let undo = Compose::read_undo(1, golden.clone()).unwrap();
-    assert_eq!(serde_json::to_value(undo).unwrap(), golden);
-    assert!(Compose::read_undo(2, golden).is_err());
+    for name in ["docker.compose.undo.v1.json", "docker.compose.undo.v1.after.json"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let golden: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        let undo = Compose::read_undo(1, golden.clone()).unwrap();
+        assert_eq!(serde_json::to_value(undo).unwrap(), golden, "{name}");
+        assert!(Compose::read_undo(2, golden).is_err());
+    }
 }

@@ -9,8 +9,9 @@ use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
 
 use super::record::{output, reference};
+use super::undo::waves;
 use super::{Compose, ComposeOutput, ComposeUndo, Replicas, ServiceUndo};
-use crate::compose::containers::{FoundContainer, Present, of_project};
+use crate::compose::containers::{FoundContainer, Present, of_project, of_service};
 use crate::compose::kept_file::At;
 use crate::compose::program::{Compose as Program, Generation, Start};
 use crate::containers::{self, state_line};
@@ -19,6 +20,8 @@ use crate::images;
 
 /// How many lines of its log a job that failed is quoted with.
 const QUOTED: usize = 20;
+/// How many services are named in one line.
+const NAMED: usize = 4;
 
 pub(super) async fn apply(step: &Compose, cx: &Context, undo: &ComposeUndo) -> Result<ComposeOutput, StepError> {
     let client = step.engine.connect(cx).await?;
@@ -52,20 +55,32 @@ pub(super) async fn apply(step: &Compose, cx: &Context, undo: &ComposeUndo) -> R
         refuse_strangers(undo, &newcomers, &program.hashes(cx, &undo.project).await?)?;
     }
     let roll = Roll { step, cx, client: &client, program: &program, undo };
-    for (at, service) in undo.services.iter().enumerate() {
-        cx.progress(at as u64, undo.services.len() as u64, format!("service {}", service.service));
-        roll.service(service).await.map_err(|error| named(error, &service.service))?;
+    let mut done = 0;
+    for wave in waves(&undo.services) {
+        cx.progress(done as u64, undo.services.len() as u64, named(&wave));
+        roll.wave(&wave).await?;
+        done += wave.len();
     }
     let present = of_project(&client, &undo.project).await?;
     roll.verify(&intended, &present).await?;
     Ok(output(&program, &undo.project, &undo.services, &present))
 }
 
-fn named(error: StepError, service: &str) -> StepError {
+/// Names services, or the first of many.
+fn named(services: &[&ServiceUndo]) -> String {
+    let names: Vec<_> = services.iter().take(NAMED).map(|service| service.service.as_str()).collect();
+    match (&names[..], services.len().saturating_sub(NAMED)) {
+        ([name], 0) => format!("service {name}"),
+        (_, 0) => format!("services {}", names.join(", ")),
+        (_, more) => format!("services {} and {more} more", names.join(", ")),
+    }
+}
+
+/// Says which services an error is about.
+fn about(error: StepError, services: &[&ServiceUndo]) -> StepError {
     let mut first = true;
-    error.map_text(
-        |text| if std::mem::take(&mut first) { format!("service {service}: {text}") } else { text.to_owned() },
-    )
+    let whose = named(services);
+    error.map_text(|text| if std::mem::take(&mut first) { format!("{whose}: {text}") } else { text.to_owned() })
 }
 
 /// Refuses a project whose containers are not those that were found: somebody was there in between.
@@ -144,8 +159,17 @@ pub(super) fn refuse_strangers(
 /// Makes right what a replacement that was cut off left: both versions give the old container another
 /// name before they make the new one.
 pub(super) async fn tidy(client: &Docker, cx: &Context, project: &str, service: &ServiceUndo) -> Result<(), StepError> {
-    let present = of_project(client, project).await?;
-    let here = service.among(&present);
+    tidy_among(client, cx, service, &of_service(client, project, &service.service).await?).await
+}
+
+/// The same, where the project's containers have been listed.
+async fn tidy_among(
+    client: &Docker,
+    cx: &Context,
+    service: &ServiceUndo,
+    present: &[Present],
+) -> Result<(), StepError> {
+    let here = service.among(present);
     for found in &service.containers {
         let Some(old) = here.iter().find(|container| container.id() == found.id) else { continue };
         for other in here.iter().filter(|other| other.found.number == found.number && !service.was(other.id())) {
@@ -184,19 +208,39 @@ pub(super) struct Roll<'a> {
 }
 
 impl Roll<'_> {
-    async fn service(&self, service: &ServiceUndo) -> Result<(), StepError> {
-        tidy(self.client, self.cx, &self.undo.project, service).await?;
-        if service.was_stopped() && !service.completes {
-            return self.up(service, service.scale, Start::Stopped).await;
+    /// Brings services that do not wait for each other to what the files say: Compose is asked once for
+    /// all of them, as far as they are to be treated the same.
+    async fn wave(&self, services: &[&ServiceUndo]) -> Result<(), StepError> {
+        let present = of_project(self.client, &self.undo.project).await?;
+        let (mut stopped, mut renewed, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        for service in services.iter().copied() {
+            let this = |error| about(error, &[service]);
+            tidy_among(self.client, self.cx, service, &present).await.map_err(this)?;
+            if service.was_stopped() && !service.completes {
+                stopped.push(service);
+                continue;
+            }
+            let several = service.scale > 1 && service.containers.len() > 1;
+            let carried = service.containers.iter().any(|container| container.anonymous_volumes);
+            let one_by_one = several && !carried && self.step.config.replicas == Replicas::OneByOne;
+            if one_by_one && self.differs(service).await.map_err(this)? {
+                self.one_by_one(service).await.map_err(this)?;
+            }
+            if self.is_orphaned(service).await.map_err(this)? { renewed.push(service) } else { others.push(service) }
         }
-        let several = service.scale > 1 && service.containers.len() > 1;
-        let carried = service.containers.iter().any(|container| container.anonymous_volumes);
-        if several && !carried && self.step.config.replicas == Replicas::OneByOne && self.differs(service).await? {
-            self.one_by_one(service).await?;
+        for (group, start) in [(&stopped, Start::Stopped), (&renewed, Start::Renew), (&others, Start::Recreate)] {
+            let scales: Vec<_> = group.iter().map(|service| (service.service.as_str(), service.scale)).collect();
+            self.up(&scales, start).await.map_err(|error| about(error, group))?;
         }
-        let start = if self.is_orphaned(service).await? { Start::Renew } else { Start::Recreate };
-        self.up(service, service.scale, start).await?;
-        self.serving(service).await
+        let present = of_project(self.client, &self.undo.project).await?;
+        let started = renewed.into_iter().chain(others);
+        try_join_all(
+            started.map(async |service| {
+                self.serve(service, &present).await.map_err(|error| about(error, &[service]))
+            }),
+        )
+        .await
+        .map(drop)
     }
 
     /// Tells whether a service lives in a container that was replaced: version 1 does not see that as
@@ -209,14 +253,16 @@ impl Roll<'_> {
         Ok(service.among(&present).iter().any(|container| container.is_orphan(&present)))
     }
 
-    pub(super) async fn up(&self, service: &ServiceUndo, scale: usize, start: Start) -> Result<(), StepError> {
-        let grace = self.step.grace();
-        self.program.up(self.cx, &self.undo.project, &service.service, scale, start, grace).await
+    /// Lets Compose bring services, each with its number of containers, to what the files say.
+    pub(super) async fn up(&self, services: &[(&str, usize)], start: Start) -> Result<(), StepError> {
+        if services.is_empty() {
+            return Ok(());
+        }
+        self.program.up(self.cx, &self.undo.project, services, start, self.step.grace()).await
     }
 
     async fn present(&self, service: &ServiceUndo) -> Result<Vec<Present>, StepError> {
-        let all = of_project(self.client, &self.undo.project).await?;
-        Ok(all.into_iter().filter(|container| container.service == service.service).collect())
+        of_service(self.client, &self.undo.project, &service.service).await
     }
 
     /// Tells whether Compose would replace anything; version 2 is only asked by doing it.
@@ -236,7 +282,7 @@ impl Roll<'_> {
         let mut old: Vec<&FoundContainer> = service.containers.iter().collect();
         old.sort_by_key(|found| std::cmp::Reverse(found.number));
         if self.present(service).await?.len() < many {
-            self.up(service, many, Start::Missing).await?;
+            self.up(&[(&service.service, many)], Start::Missing).await?;
             self.serving(service).await?;
         }
         for found in old {
@@ -244,7 +290,7 @@ impl Roll<'_> {
             let Some(container) = present.iter().find(|container| container.id() == found.id) else { continue };
             not_cancelled(self.cx)?;
             remove(self.client, container).await?;
-            self.up(service, many, Start::Missing).await?;
+            self.up(&[(&service.service, many)], Start::Missing).await?;
             self.serving(service).await?;
         }
         Ok(())
@@ -252,9 +298,13 @@ impl Roll<'_> {
 
     /// Waits until every new container of a service serves; of a job, until it has ended well.
     pub(super) async fn serving(&self, service: &ServiceUndo) -> Result<(), StepError> {
+        self.serve(service, &self.present(service).await?).await
+    }
+
+    /// The same, where the project's containers have been listed.
+    async fn serve(&self, service: &ServiceUndo, present: &[Present]) -> Result<(), StepError> {
         let gate = self.step.gate(&service.service);
-        let present = self.present(service).await?;
-        let new = present.iter().filter(|container| !service.was(container.id()));
+        let new = service.among(present).into_iter().filter(|container| !service.was(container.id()));
         try_join_all(new.map(async |container| {
             let name = &container.found.name;
             if service.completes {

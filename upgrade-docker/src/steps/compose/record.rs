@@ -61,6 +61,7 @@ pub(super) async fn prepare(step: &Compose, cx: &Context) -> Result<Prepared<Com
             scale: survey.scale(name, found.len()),
             completes: service.completes,
             lives_in: !service.lives_in.is_empty(),
+            after: Some(survey.after.all_before(service)),
             containers: found.iter().map(|container| container.found.clone()).collect(),
             described,
         });
