@@ -34,6 +34,7 @@ pub mod reference;
 pub mod specification;
 pub mod steps;
 pub mod target;
+mod tls;
 mod tunnel;
 pub mod verbatim;
 mod volumes;
