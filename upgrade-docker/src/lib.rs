@@ -27,6 +27,7 @@ pub mod health;
 pub mod images;
 mod inside;
 pub mod mounts;
+mod moved_tag;
 pub mod naming;
 mod oneoff;
 mod printed;
