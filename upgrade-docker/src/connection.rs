@@ -13,6 +13,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use upgrade_core::registry::BuildError;
 
+use crate::error::DockerError;
+use crate::tls;
+
 const SOCKET: &str = "unix:///var/run/docker.sock";
 
 /// Names the files of a connection with TLS.
@@ -94,7 +97,8 @@ impl Surroundings<'_> {
         let host =
             meta.pointer("/Endpoints/docker/Host").and_then(Value::as_str).ok_or_else(|| missing("names no engine"))?;
         let files = TlsFiles::below(&contexts.join("tls").join(&digest).join("docker"));
-        Endpoint::new(host.to_owned(), files.cert.is_file().then_some(files))
+        let secured = files.ca.is_file() || files.cert.is_file();
+        Endpoint::new(host.to_owned(), secured.then_some(files))
     }
 }
 
@@ -124,19 +128,13 @@ impl Endpoint {
     }
 
     /// Makes a client; nothing is sent yet.
-    pub(crate) fn client(&self, timeout: Duration) -> Result<Docker, bollard::errors::Error> {
+    pub(crate) fn client(&self, timeout: Duration) -> Result<Docker, DockerError> {
         let seconds = timeout.as_secs().max(1);
-        match (&self.tls, self.host.strip_prefix("unix://")) {
-            (_, Some(path)) => Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION),
-            (Some(tls), None) => {
-                // The client takes the process's own, and panics where there is none.
-                if rustls::crypto::CryptoProvider::get_default().is_none() {
-                    let _ = rustls::crypto::ring::default_provider().install_default();
-                }
-                Docker::connect_with_ssl(&self.host, &tls.key, &tls.cert, &tls.ca, seconds, API_DEFAULT_VERSION)
-            }
-            (None, None) => Docker::connect_with_http(&self.host, seconds, API_DEFAULT_VERSION),
-        }
+        Ok(match (&self.tls, self.host.strip_prefix("unix://")) {
+            (_, Some(path)) => Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION)?,
+            (Some(files), None) => tls::client(&self.host, files, seconds)?,
+            (None, None) => Docker::connect_with_http(&self.host, seconds, API_DEFAULT_VERSION)?,
+        })
     }
 }
 

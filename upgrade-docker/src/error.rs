@@ -3,6 +3,8 @@
 use upgrade_core::context::Context;
 use upgrade_core::error::{Class, StepError};
 
+use crate::tls;
+
 /// Says why work on an engine failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -126,10 +128,10 @@ impl From<DockerError> for StepError {
                 None => error,
             };
         }
+        if let Some((class, what, hint)) = tls::trouble(&source) {
+            return StepError::new(class, format!("{doing} failed: {what}")).with_cause(&source).with_hint(hint);
+        }
         let (class, hint) = match &source {
-            E::CertPathError { .. } | E::CertParseError { .. } | E::CertMultipleKeys { .. } => {
-                (Class::Permanent, "name readable PEM files under `tls` of the target: `ca`, `cert`, `key`")
-            }
             E::UnsupportedURISchemeError { .. } | E::URLParseError { .. } | E::InvalidURIError { .. } => {
                 (Class::Permanent, "write the engine's address as unix:///PATH or tcp://HOST:PORT")
             }
@@ -211,6 +213,22 @@ pub(crate) fn advice(status: u16, message: &str) -> (Class, Option<&'static str>
         || has("server misbehaving")
     {
         return (Transient, Some("check that the engine reaches the registry: name, port, proxy, DNS"));
+    }
+    if has("sent an http request to an https server") {
+        return (
+            Permanent,
+            Some(
+                "the engine wants TLS: name `tls` with the `host` of the target, or set DOCKER_TLS_VERIFY and DOCKER_CERT_PATH",
+            ),
+        );
+    }
+    if status == 404 && said.trim() == "not found" {
+        return (
+            Permanent,
+            Some(
+                "this engine lacks that request (Podman cannot ask a registry): name the image by its digest, or `pull: missing`",
+            ),
+        );
     }
     match status {
         404 => (Permanent, Some("what is named does not exist on this engine: `docker ps --all`, `docker images`")),

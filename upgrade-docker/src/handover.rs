@@ -18,8 +18,8 @@ use std::path::Path;
 
 use bollard::Docker;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, HostConfig, NetworkConnectRequest, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, ContainerSummary, ContainerSummaryStateEnum, HostConfig,
+    NetworkConnectRequest, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{CreateContainerOptionsBuilder, ListContainersOptionsBuilder};
 use schemars::JsonSchema;
@@ -164,13 +164,15 @@ fn helper_name(name: &str, cx: &Context) -> String {
 /// # Errors
 /// The engine cannot be asked.
 pub async fn clear(client: &Docker, name: &str) -> Result<(), StepError> {
-    let filters = HashMap::from([
-        ("label".to_owned(), vec![format!("{HELPER}={name}")]),
-        ("status".to_owned(), vec!["exited".to_owned(), "created".to_owned(), "dead".to_owned()]),
-    ]);
+    // The states are looked at here: Podman refuses a list that is filtered by one that it does not know.
+    let filters = HashMap::from([("label".to_owned(), vec![format!("{HELPER}={name}")])]);
     let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
     let found = client.list_containers(Some(options)).await.doing(|| "looking for helpers".into())?;
-    for id in found.into_iter().filter_map(|helper| helper.id) {
+    let ended = |helper: &ContainerSummary| {
+        use ContainerSummaryStateEnum as State;
+        matches!(helper.state, Some(State::EXITED | State::CREATED | State::DEAD))
+    };
+    for id in found.into_iter().filter(ended).filter_map(|helper| helper.id) {
         containers::remove(client, &id, "of an earlier helper", false).await?;
     }
     Ok(())

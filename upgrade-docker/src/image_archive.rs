@@ -39,7 +39,6 @@ const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.
 pub(crate) struct Archive {
     /// SHA-256 of the file.
     pub(crate) sha256: String,
-    /// How long the file is.
     pub(crate) images: Vec<Packed>,
 }
 

@@ -177,9 +177,17 @@ impl Target for Engine {
     async fn identity(&self, cx: &Context) -> Result<String, StepError> {
         let client = self.connect(cx).await?;
         let info = client.info().await.doing(|| "asking the engine who it is".into())?;
+        let version = client.version().await.doing(|| "asking the engine who it is".into())?;
+        let components = version.components.unwrap_or_default();
+        if components.iter().any(|component| component.name == "Podman Engine") {
+            // Its id is another one each time it is asked.
+            let (name, root) = (info.name.unwrap_or_default(), info.docker_root_dir.unwrap_or_default());
+            return Ok(format!("podman {name} {root}"));
+        }
         info.id.filter(|id| !id.is_empty()).map(|id| format!("engine {id}")).ok_or_else(|| {
-            StepError::permanent(format!("the engine at {} has no id", self.endpoint.host))
-                .with_hint("Podman answers none before version 4: update it")
+            StepError::permanent(format!("the engine at {} has no id", self.endpoint.host)).with_hint(
+                "without one, it cannot be told from another engine: `docker info` shows it; update the engine",
+            )
         })
     }
 }

@@ -10,7 +10,7 @@ use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 use upgrade_core::names::LockName;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
-use upgrade_core::target::Target;
+use upgrade_core::target::{Target, this_machine};
 
 /// Configures `host.path`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -66,18 +66,6 @@ impl Target for MachineTarget {
     }
 
     async fn identity(&self, _cx: &Context) -> Result<String, StepError> {
-        machine_id().await
+        Ok(this_machine())
     }
-}
-
-/// Reads what tells this machine from another: `machine-id(5)`, else the host's name.
-async fn machine_id() -> Result<String, StepError> {
-    for path in ["/etc/machine-id", "/var/lib/dbus/machine-id"] {
-        if let Ok(text) = tokio::fs::read_to_string(path).await
-            && !text.trim().is_empty()
-        {
-            return Ok(format!("machine-id {}", text.trim()));
-        }
-    }
-    Ok(format!("host {}", rustix::system::uname().nodename().to_string_lossy()))
 }

@@ -49,7 +49,7 @@ async fn compare(rounds: usize, services: usize) -> Outcome<()> {
         })?;
         let theirs = began.elapsed();
         let config = json!({
-            "target": "engine", "directory": directory, "env": { "TAG": ["b", "a"][round % 2] }, "pull": "never",
+            "target": "engine", "directory": directory, "env": { "TAG": (["b", "a"][round % 2]) }, "pull": "never",
             "compose": argv, "health": health,
         });
         let context = place.context(place.engine().host())?;

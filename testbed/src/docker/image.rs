@@ -104,7 +104,9 @@ impl Image {
         let done = child.wait_with_output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
         sent.expect("the engine takes the image");
-        String::from_utf8_lossy(&done.stdout).trim().to_owned()
+        let id = String::from_utf8_lossy(&done.stdout).trim().to_owned();
+        // Podman leaves the digest's kind out.
+        if id.contains(':') { id } else { format!("sha256:{id}") }
     }
 }
 

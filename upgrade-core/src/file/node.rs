@@ -81,7 +81,19 @@ fn syntax(text: &str, error: &serde_saphyr::Error) -> Mistake {
         return Mistake::new("the file is too deep or too large, with its aliases written out", place)
             .with_help("use variables where much is repeated");
     }
+    if let Some(tab) = tab_in_indentation(text, place.start) {
+        return Mistake::new("YAML does not allow tabs for indentation", tab)
+            .with_help("write spaces in its place; `expand --tabs=2 FILE` shows the file without tabs");
+    }
     Mistake::new(said, place)
+}
+
+/// Finds a tab in what a line begins with: the parser names it in many ways, by what it took it for.
+fn tab_in_indentation(text: &str, at: usize) -> Option<Place> {
+    let begin = text.get(..at)?.rfind('\n').map_or(0, |end| end + 1);
+    let line = text[begin..].lines().next()?;
+    let tab = begin + line.find(|each: char| each != ' ').filter(|at| line[*at..].starts_with('\t'))?;
+    Some(tab..tab + 1)
 }
 
 fn place_of(text: &str, location: &serde_saphyr::Location) -> Place {

@@ -268,7 +268,7 @@ mod tests {
             "run.sh 755 ",
         ];
         assert_eq!(names, expected);
-        assert_eq!((first.files, first.bytes), (4, 10 + 10 + 6 + 24));
+        assert_eq!((first.files, first.bytes), (4, 10 + 10 + 6 + 25));
         // What is not sent changes nothing, and neither does a time; content, mode and link do.
         fs::write(root.join("out/b"), "another").unwrap();
         fs::File::options()

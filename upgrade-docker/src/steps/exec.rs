@@ -14,9 +14,10 @@ use upgrade_core::AnyStep;
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
 use upgrade_core::registry::{BuildContext, BuildError};
-use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
+use upgrade_core::step::{Change, Effect, Prepared, Step};
 use upgrade_core::target::Target;
 use upgrade_core::text_or_secret::TextOrSecret;
+use upgrade_core::undoable::{OptionalRollback, Undoable};
 
 use crate::containers::{self, id_of, is_running, state_line};
 use crate::inside::{Inside, Program, is_local};
@@ -72,8 +73,7 @@ pub struct Exec {
 }
 
 /// Holds an [`Exec`] that can be undone: by another command, or because it changes nothing.
-#[derive(Debug, Clone)]
-pub struct UndoableExec(Exec);
+pub type UndoableExec = Undoable<Exec>;
 
 /// Holds what undoing a command needs, whatever the pipeline says by then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,19 +143,7 @@ impl Exec {
     /// # Errors
     /// As [`Exec::from_config`].
     pub fn any_from_config(config: ExecConfig, cx: &BuildContext) -> Result<AnyStep, BuildError> {
-        Ok(match Self::from_config(config, cx)?.undoable() {
-            Ok(undoable) => AnyStep::reversible(undoable),
-            Err(exec) => AnyStep::irreversible(*exec, "no `undo` command is given"),
-        })
-    }
-
-    /// Returns the step as one that can be undone, if its configuration has `undo` or `no_effect`.
-    ///
-    /// # Errors
-    /// It has neither; the step is given back.
-    pub fn undoable(self) -> Result<UndoableExec, Box<Self>> {
-        let undoable = self.config.no_effect || !self.config.undo.is_empty();
-        if undoable { Ok(UndoableExec(self)) } else { Err(Box::new(self)) }
+        Self::from_config(config, cx).map(AnyStep::optionally_reversible)
     }
 
     async fn program(&self, cx: &Context, argv: &[String]) -> Result<Program, StepError> {
@@ -287,43 +275,19 @@ impl Step for Exec {
 }
 
 #[async_trait]
-impl Step for UndoableExec {
-    const KIND: &'static str = Exec::KIND;
-    type Undo = ExecUndo;
-    type Output = ExecOutput;
-
-    async fn prepare(&self, cx: &Context) -> Result<Prepared<ExecUndo, ExecOutput>, StepError> {
-        self.0.prepare(cx).await
+impl OptionalRollback for Exec {
+    fn irreversible_because(&self) -> Option<&'static str> {
+        (self.config.undo.is_empty() && !self.config.no_effect).then_some("no `undo` command is given")
     }
 
-    async fn apply(&self, cx: &Context, undo: &ExecUndo) -> Result<ExecOutput, StepError> {
-        self.0.apply(cx, undo).await
-    }
-
-    async fn settle(&self, cx: &Context, undo: &ExecUndo) -> Result<(), StepError> {
-        self.0.settle(cx, undo).await
-    }
-
-    fn definition(&self) -> Value {
-        self.0.definition()
-    }
-
-    fn targets(&self) -> Vec<Arc<dyn Target>> {
-        self.0.targets()
-    }
-}
-
-#[async_trait]
-impl Rollback for UndoableExec {
     async fn rollback(&self, cx: &Context, undo: &ExecUndo, _: Option<&ExecOutput>) -> Result<(), StepError> {
         if undo.undo.is_empty() {
             return Ok(());
         }
-        let exec = &self.0;
-        let client = exec.engine.connect(cx).await?;
-        let id = exec.same_container(&client, cx, undo).await?;
-        let program = exec.program(cx, &undo.undo).await?;
-        let ended = exec.inside(&client, cx, &id).run(&program).await?;
+        let client = self.engine.connect(cx).await?;
+        let id = self.same_container(&client, cx, undo).await?;
+        let program = self.program(cx, &undo.undo).await?;
+        let ended = self.inside(&client, cx, &id).run(&program).await?;
         if ended.code == 0 { Ok(()) } else { Err(ended.failure(&undo.undo.join(" "))) }
     }
 }

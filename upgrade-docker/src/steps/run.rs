@@ -14,9 +14,10 @@ use upgrade_core::AnyStep;
 use upgrade_core::context::{Context, Direction};
 use upgrade_core::error::StepError;
 use upgrade_core::registry::{BuildContext, BuildError};
-use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
+use upgrade_core::step::{Change, Effect, Prepared, Step};
 use upgrade_core::target::Target;
 use upgrade_core::text_or_secret::TextOrSecret;
+use upgrade_core::undoable::{OptionalRollback, Undoable};
 
 use crate::error::{Doing, found};
 use crate::images::{self, Pull};
@@ -105,8 +106,7 @@ pub struct Run {
 }
 
 /// Holds a [`Run`] that can be undone: by another container, or because it changes nothing.
-#[derive(Debug, Clone)]
-pub struct UndoableRun(Run);
+pub type UndoableRun = Undoable<Run>;
 
 /// Holds what undoing a command needs, whatever the tags lead to by then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,19 +181,7 @@ impl Run {
     /// # Errors
     /// As [`Run::from_config`].
     pub fn any_from_config(config: RunConfig, cx: &BuildContext) -> Result<AnyStep, BuildError> {
-        Ok(match Self::from_config(config, cx)?.undoable() {
-            Ok(undoable) => AnyStep::reversible(undoable),
-            Err(run) => AnyStep::irreversible(*run, "no `undo` container is given"),
-        })
-    }
-
-    /// Returns the step as one that can be undone, if its configuration has `undo` or `no_effect`.
-    ///
-    /// # Errors
-    /// It has neither; the step is given back.
-    pub fn undoable(self) -> Result<UndoableRun, Box<Self>> {
-        let undoable = self.config.no_effect || self.config.undo.is_some();
-        if undoable { Ok(UndoableRun(self)) } else { Err(Box::new(self)) }
+        Self::from_config(config, cx).map(AnyStep::optionally_reversible)
     }
 
     async fn spec(
@@ -391,48 +379,20 @@ impl Step for Run {
 }
 
 #[async_trait]
-impl Step for UndoableRun {
-    const KIND: &'static str = Run::KIND;
-    type Undo = RunUndo;
-    type Output = RunOutput;
-
-    async fn prepare(&self, cx: &Context) -> Result<Prepared<RunUndo, RunOutput>, StepError> {
-        self.0.prepare(cx).await
+impl OptionalRollback for Run {
+    fn irreversible_because(&self) -> Option<&'static str> {
+        (self.config.undo.is_none() && !self.config.no_effect).then_some("no `undo` container is given")
     }
 
-    async fn apply(&self, cx: &Context, undo: &RunUndo) -> Result<RunOutput, StepError> {
-        self.0.apply(cx, undo).await
-    }
-
-    async fn settle(&self, cx: &Context, undo: &RunUndo) -> Result<(), StepError> {
-        self.0.settle(cx, undo).await
-    }
-
-    async fn commit(&self, cx: &Context, undo: &RunUndo) -> Result<(), StepError> {
-        self.0.commit(cx, undo).await
-    }
-
-    fn definition(&self) -> Value {
-        self.0.definition()
-    }
-
-    fn targets(&self) -> Vec<Arc<dyn Target>> {
-        self.0.targets()
-    }
-}
-
-#[async_trait]
-impl Rollback for UndoableRun {
     async fn rollback(&self, cx: &Context, undo: &RunUndo, _: Option<&RunOutput>) -> Result<(), StepError> {
-        let run = &self.0;
-        let client = run.engine.connect(cx).await?;
+        let client = self.engine.connect(cx).await?;
         let (command, undoing) = (command_of(&client, cx), undo_of(&client, cx));
         let never_ran = matches!(command.standing().await?, Standing::NeverRan(_));
         // Gone before the undo begins: a start under way finds nothing that it could start.
         command.end().await?;
         command.remove().await?;
         if let Some(with) = undo.undo.as_ref().filter(|_| !never_ran) {
-            let spec = run.spec(cx, &with.image_id, &with.entrypoint, &with.command).await?;
+            let spec = self.spec(cx, &with.image_id, &with.entrypoint, &with.command).await?;
             let ended = undoing.run(&spec).await?;
             if ended.code != 0 {
                 undoing.remove().await?;

@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrade_core::context::{Context, OnConflict, blocking};
+use upgrade_core::durable;
 use upgrade_core::error::{Class, Conflict, StepError};
 use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
@@ -286,7 +287,8 @@ impl VolumeBackup {
         };
         let listing = fs::read_dir(&self.to).map_err(cannot(&self.to))?;
         let names = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-        for path in beyond(names, cx.subject(), keep).into_iter().map(|name| self.to.join(name)) {
+        for name in durable::beyond_newest(names, cx.subject(), SUFFIX, keep) {
+            let path = self.to.join(name);
             if path != undo.path {
                 storage::remove(&path).map_err(cannot(&self.to))?;
             }
@@ -309,22 +311,6 @@ fn ours(cx: &Context, undo: &VolumeBackupUndo) -> Result<Proven, StepError> {
         intended: format!("a backup made by {}", cx.marker()),
         present,
     }))
-}
-
-/// Chooses this step's backups beyond the newest `keep`; other files in the directory are not
-/// looked at. Run ids sort by time.
-fn beyond(names: Vec<String>, step: &str, keep: usize) -> Vec<String> {
-    const RUN: usize = 36;
-    let run = |name: &str| -> Option<String> {
-        let middle = name.strip_prefix(step)?.strip_prefix('-')?.strip_suffix(SUFFIX)?;
-        let (version, run) = middle.split_at_checked(middle.len().checked_sub(RUN)?)?;
-        semver::Version::parse(version.strip_suffix('-')?).ok()?;
-        Some(run.to_owned())
-    };
-    let mut ours: Vec<_> = names.into_iter().filter_map(|name| Some((run(&name)?, name))).collect();
-    ours.sort();
-    let excess = ours.len().saturating_sub(keep.max(1));
-    ours.into_iter().take(excess).map(|(_, name)| name).collect()
 }
 
 fn is_archive(path: &Path) -> bool {
@@ -434,20 +420,5 @@ impl Rollback for VolumeBackup {
         }
         let (step, context, undo) = (self.clone(), cx.clone(), undo.clone());
         blocking(move || step.remove(&context, &undo)).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_steps_old_backups_are_pruned() {
-        let runs = ["01930000-0000-7000-8000-000000000001", "01940000-0000-7000-8000-000000000001"];
-        let mut names: Vec<_> = runs.iter().map(|run| format!("data-1.0.0-{run}.tar.zst")).collect();
-        names.push(format!("data-more-1.0.0-{}.tar.zst", runs[0]));
-        names.push("data-1.0.0-by-hand.tar.zst".to_owned());
-        assert_eq!(beyond(names.clone(), "data", 1), [names[0].clone()]);
-        assert!(beyond(names, "data", 2).is_empty());
     }
 }

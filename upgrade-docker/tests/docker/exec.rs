@@ -11,6 +11,7 @@ use upgrade_core::error::Class;
 use upgrade_core::registry::BuildError;
 use upgrade_core::step::{Prepared, Rollback as _, Step};
 use upgrade_core::testkit::TestContext;
+use upgrade_core::undoable::OptionalRollback;
 use upgrade_docker::steps::{Exec, ExecConfig, ExecUndo, UndoableExec};
 use upgrade_testbed::docker::Image;
 

@@ -9,6 +9,7 @@ use upgrade_core::error::Class;
 use upgrade_core::registry::BuildError;
 use upgrade_core::step::{Prepared, Rollback as _, Step as _};
 use upgrade_core::testkit::TestContext;
+use upgrade_core::undoable::OptionalRollback;
 use upgrade_docker::steps::{Run, RunConfig, RunUndo, UndoableRun};
 use upgrade_testbed::docker::Image;
 

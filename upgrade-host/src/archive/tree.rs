@@ -187,7 +187,5 @@ pub(crate) fn remove_made(lowest: &Path, topmost: Option<&Path>) -> Result<(), A
 
 /// Tells how many bytes are free for this process on the file system that a path is, or will be, on.
 pub(crate) fn free(path: &Path) -> Result<u64, ArchiveError> {
-    let there = path.ancestors().find(|a| !a.as_os_str().is_empty() && a.exists()).unwrap_or(Path::new("."));
-    let stat = rustix::fs::statvfs(there).map_err(|e| ArchiveError::io("read the free space of", there)(e.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    durable::free(path).map_err(ArchiveError::io("read the free space of", path))
 }

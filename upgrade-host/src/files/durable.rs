@@ -6,7 +6,9 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-pub(crate) use upgrade_core::durable::{parent, remove_made, sync_directory, temporary, topmost_missing};
+pub(crate) use upgrade_core::durable::{
+    beyond_newest, free, parent, remove_made, sync_directory, temporary, topmost_missing,
+};
 
 /// Says with which permissions and for whom a file is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

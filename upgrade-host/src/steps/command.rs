@@ -12,7 +12,8 @@ use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 use upgrade_core::leftovers;
 use upgrade_core::registry::{BuildContext, BuildError};
-use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
+use upgrade_core::step::{Change, Effect, Prepared, Step};
+use upgrade_core::undoable::{OptionalRollback, Undoable};
 
 use crate::files::absolute;
 use crate::process::program::{Ended, Program, Role, line};
@@ -79,8 +80,7 @@ pub struct Command {
 }
 
 /// Holds a [`Command`] that can be undone: by another command, or because it changes nothing.
-#[derive(Debug, Clone)]
-pub struct UndoableCommand(Command);
+pub type UndoableCommand = Undoable<Command>;
 
 /// Holds nothing: what a command changes is known to its `undo` alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,13 +137,7 @@ impl Command {
     /// # Errors
     /// As [`Command::from_config`].
     pub fn any_from_config(config: CommandConfig, cx: &BuildContext) -> Result<AnyStep, BuildError> {
-        let reversible = config.no_effect || !config.undo.is_empty();
-        let command = Self::from_config(config, cx)?;
-        Ok(if reversible {
-            AnyStep::reversible(UndoableCommand(command))
-        } else {
-            AnyStep::irreversible(command, "no `undo` command is given")
-        })
+        Self::from_config(config, cx).map(AnyStep::optionally_reversible)
     }
 
     /// Adds a variable to the environment.
@@ -163,13 +157,13 @@ impl Command {
     /// Undoes the command by another one.
     pub fn undone_by(mut self, argv: impl IntoIterator<Item = impl Into<String>>) -> UndoableCommand {
         self.config.undo = argv.into_iter().map(Into::into).collect();
-        UndoableCommand(self)
+        Undoable::told(self)
     }
 
     /// States that the command changes nothing, so that there is nothing to undo.
     pub fn without_effect(mut self) -> UndoableCommand {
         self.config.no_effect = true;
-        UndoableCommand(self)
+        Undoable::told(self)
     }
 
     fn program(&self, argv: &[String]) -> Program {
@@ -299,36 +293,17 @@ impl Step for Command {
 }
 
 #[async_trait]
-impl Step for UndoableCommand {
-    const KIND: &'static str = Command::KIND;
-    type Undo = CommandUndo;
-    type Output = CommandOutput;
-
-    async fn prepare(&self, cx: &Context) -> Result<Prepared<CommandUndo, CommandOutput>, StepError> {
-        self.0.prepare(cx).await
+impl OptionalRollback for Command {
+    fn irreversible_because(&self) -> Option<&'static str> {
+        (self.config.undo.is_empty() && !self.config.no_effect).then_some("no `undo` command is given")
     }
 
-    async fn apply(&self, cx: &Context, undo: &CommandUndo) -> Result<CommandOutput, StepError> {
-        self.0.apply(cx, undo).await
-    }
-
-    async fn settle(&self, cx: &Context, undo: &CommandUndo) -> Result<(), StepError> {
-        self.0.settle(cx, undo).await
-    }
-
-    fn definition(&self) -> Value {
-        self.0.definition()
-    }
-}
-
-#[async_trait]
-impl Rollback for UndoableCommand {
     async fn rollback(&self, cx: &Context, _: &CommandUndo, _: Option<&CommandOutput>) -> Result<(), StepError> {
-        let Command { config, .. } = &self.0;
+        let config = &self.config;
         if config.no_effect {
             return Ok(());
         }
-        let ended = self.0.program(&config.undo).run(cx).await?;
+        let ended = self.program(&config.undo).run(cx).await?;
         checked(&SuccessCodes::default(), &config.undo, ended).map(drop)
     }
 }

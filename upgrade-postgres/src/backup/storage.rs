@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 pub(crate) use upgrade_core::durable::{
-    create_directories, parent, remove_made, sync_directory, temporary, topmost_missing,
+    create_directories, failed, free, parent, remove_made, sync_directory, temporary, topmost_missing,
 };
 use upgrade_core::error::StepError;
 use upgrade_core::units::Bytes;
@@ -76,31 +76,6 @@ pub(crate) fn make_durable(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Returns how many bytes are free for this user where `path` is, or will be.
-pub(crate) fn free(path: &Path) -> io::Result<u64> {
-    let there = path.ancestors().find(|above| above.exists()).unwrap_or(Path::new("."));
-    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
-    let stat = rustix::fs::statvfs(there)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
-/// Classes an error of the file system: what a person must mend is permanent.
-pub(crate) fn failed(what: impl Into<String>, error: &io::Error) -> StepError {
-    use io::ErrorKind as Kind;
-    let (permanent, hint) = match error.kind() {
-        Kind::StorageFull | Kind::QuotaExceeded => (true, "free some space on that file system, then try again"),
-        Kind::PermissionDenied => (true, "run as a user who may write there, or name another directory"),
-        Kind::NotFound => (true, "check that the path and the directory above it exist"),
-        Kind::ReadOnlyFilesystem => (true, "mount the file system writable, or name another directory"),
-        Kind::AlreadyExists | Kind::NotADirectory | Kind::IsADirectory => {
-            (true, "look at what is there and move it away")
-        }
-        _ => (false, "try again; if it persists, look at the file system and the kernel's log (`dmesg`)"),
-    };
-    let class = if permanent { StepError::permanent } else { StepError::transient };
-    class(what.into()).with_cause(error).with_hint(hint)
 }
 
 /// Says that there is not enough room.

@@ -13,9 +13,10 @@ use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
 use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::sealed::sha256_hex;
-use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
+use upgrade_core::step::{Change, Effect, Prepared, Step};
 use upgrade_core::target::Target;
 use upgrade_core::text_or_secret::TextOrSecret;
+use upgrade_core::undoable::{OptionalRollback, Undoable};
 
 use crate::error::{Doing, PostgresError};
 use crate::identifier::literal;
@@ -99,8 +100,7 @@ pub struct Sql {
 }
 
 /// Holds an [`Sql`] that can be undone by another statement.
-#[derive(Debug, Clone)]
-pub struct UndoableSql(Sql);
+pub type UndoableSql = Undoable<Sql>;
 
 /// Holds what undoing a statement needs, whatever the pipeline says by then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,19 +174,7 @@ impl Sql {
     /// # Errors
     /// As [`Sql::from_config`].
     pub fn any_from_config(config: SqlConfig, cx: &BuildContext) -> Result<AnyStep, BuildError> {
-        let sql = Self::from_config(config, cx)?;
-        Ok(match sql.undoable() {
-            Ok(undoable) => AnyStep::reversible(undoable),
-            Err(sql) => AnyStep::irreversible(*sql, "no `undo` statement is given"),
-        })
-    }
-
-    /// Returns the step as one that can be undone, if its configuration has an `undo`.
-    ///
-    /// # Errors
-    /// It has none; the step is given back.
-    pub fn undoable(self) -> Result<UndoableSql, Box<Self>> {
-        if self.config.undo.is_some() { Ok(UndoableSql(self)) } else { Err(Box::new(self)) }
+        Self::from_config(config, cx).map(AnyStep::optionally_reversible)
     }
 
     async fn begin_settled(&self, cx: &Context) -> Result<(Session, Ledger), StepError> {
@@ -396,41 +384,14 @@ fn conflict(found: &str, intended: &str, present: &str) -> StepError {
 }
 
 #[async_trait]
-impl Step for UndoableSql {
-    const KIND: &'static str = Sql::KIND;
-    type Undo = SqlUndo;
-    type Output = SqlOutput;
-
-    async fn prepare(&self, cx: &Context) -> Result<Prepared<SqlUndo, SqlOutput>, StepError> {
-        self.0.prepare(cx).await
+impl OptionalRollback for Sql {
+    fn irreversible_because(&self) -> Option<&'static str> {
+        (self.config.undo.is_none()).then_some("no `undo` statement is given")
     }
 
-    async fn apply(&self, cx: &Context, undo: &SqlUndo) -> Result<SqlOutput, StepError> {
-        self.0.apply(cx, undo).await
-    }
-
-    async fn settle(&self, cx: &Context, undo: &SqlUndo) -> Result<(), StepError> {
-        self.0.settle(cx, undo).await
-    }
-
-    async fn commit(&self, cx: &Context, undo: &SqlUndo) -> Result<(), StepError> {
-        self.0.commit(cx, undo).await
-    }
-
-    fn definition(&self) -> Value {
-        self.0.definition()
-    }
-
-    fn targets(&self) -> Vec<Arc<dyn Target>> {
-        self.0.targets()
-    }
-}
-
-#[async_trait]
-impl Rollback for UndoableSql {
     async fn rollback(&self, cx: &Context, undo: &SqlUndo, _output: Option<&SqlOutput>) -> Result<(), StepError> {
-        let (mut session, ledger) = self.0.begin_settled(cx).await?;
-        let policy = self.0.database.lock_policy();
+        let (mut session, ledger) = self.begin_settled(cx).await?;
+        let policy = self.database.lock_policy();
         let kept = &ledger;
         policy
             .transaction(cx, &mut session, "the undo", move |connection, _| {

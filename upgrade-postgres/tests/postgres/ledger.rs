@@ -9,6 +9,7 @@ use sqlx::{Connection, PgConnection};
 use upgrade_core::error::{Class, StepError};
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::testkit::TestContext;
+use upgrade_core::undoable::OptionalRollback;
 use upgrade_postgres::Database;
 use upgrade_postgres::ledger::Ledger;
 use upgrade_postgres::steps::{Sql, UndoableSql};

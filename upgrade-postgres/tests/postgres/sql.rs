@@ -15,6 +15,7 @@ use upgrade_core::journal::FileJournal;
 use upgrade_core::secret::Secrets;
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::testkit::TestContext;
+use upgrade_core::undoable::OptionalRollback;
 use upgrade_core::units::Span;
 use upgrade_postgres::steps::{Sql, SqlConfig, SqlUndo, UndoableSql};
 use upgrade_testbed::postgres::Database;

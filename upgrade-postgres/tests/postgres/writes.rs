@@ -13,6 +13,7 @@ use upgrade_core::error::Class;
 use upgrade_core::registry::BuildContext;
 use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::testkit::TestContext;
+use upgrade_core::undoable::OptionalRollback;
 use upgrade_postgres::steps::{Sql, Writes, WritesUndo};
 use upgrade_testbed::postgres::{Database, Version};
 

@@ -201,7 +201,7 @@ fn at_random(count: u32, seed: u32) -> Vec<Point> {
     let one = |point: u32| Point {
         dying: [Upgrade::Good, Upgrade::Bad, Upgrade::Unconfirmed][(seed.wrapping_add(point) % 3) as usize],
         death: Death::At(seed.wrapping_add(point).wrapping_mul(618) % 1000),
-        then: if (point / 3) % 2 == 0 { Then::Resume } else { Then::RollBack },
+        then: if (point / 3).is_multiple_of(2) { Then::Resume } else { Then::RollBack },
     };
     (0..count).map(one).collect()
 }

@@ -295,7 +295,7 @@ impl Scene {
         let said = self.upgrade(&["history", "--output", "json"]);
         let text = String::from_utf8_lossy(&said.stdout).into_owned();
         let runs = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("run").cloned());
-        runs.last().map(|run| run["state"].as_str().unwrap_or_else(|| panic!("{run}")).to_owned())
+        runs.next_back().map(|run| run["state"].as_str().unwrap_or_else(|| panic!("{run}")).to_owned())
     }
 
     /// The place of a file of this scene.

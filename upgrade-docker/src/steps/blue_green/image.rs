@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 
 use bollard::Docker;
 use bollard::models::ImageInspect;
-use bollard::query_parameters::{ListImagesOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder};
+use bollard::query_parameters::ListImagesOptionsBuilder;
 use serde::{Deserialize, Serialize};
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 
 use super::BlueGreen;
-use crate::error::{DockerError, Doing, found};
+use crate::error::{DockerError, Doing};
 use crate::images::{self, id_of};
+use crate::moved_tag::{MovedTag, remove};
 use crate::reference::ImageReference;
 
 /// Holds what undoing needs to know of the image.
@@ -58,27 +59,18 @@ impl BlueGreen {
 impl ImageUndo {
     /// Lets the name lead to the image, from which the new container is then made.
     pub(super) async fn name(&self, client: &Docker, cx: &Context) -> Result<(), DockerError> {
-        if !self.moves {
-            return Ok(());
-        }
+        let Some(tag) = self.tag() else { return Ok(()) };
         if let Some(other) = &self.found {
             // Without a name it could be pruned.
             images::keep(client, cx, other).await?;
         }
-        self.tag(client, &self.id).await
+        tag.give(client, &self.id).await
     }
 
     /// Lets the name lead where it led, unless somebody moved it on, and removes what was pulled.
     pub(super) async fn take_back(&self, client: &Docker, cx: &Context) -> Result<(), DockerError> {
-        if self.moves {
-            let name = self.reference.to_string();
-            let present = images::local(client, &name).await?.and_then(|image| image.id);
-            match (&self.found, present) {
-                (_, Some(present)) if present != self.id => {}
-                (Some(found), _) => self.tag(client, found).await?,
-                (None, None) => {}
-                (None, Some(_)) => remove(client, &name, true).await?,
-            }
+        if let Some(tag) = self.tag() {
+            tag.put_back(client, &self.id).await?;
         }
         self.forget(client, cx).await?;
         if self.pulled { remove(client, &self.id, false).await } else { Ok(()) }
@@ -92,18 +84,7 @@ impl ImageUndo {
         }
     }
 
-    async fn tag(&self, client: &Docker, id: &str) -> Result<(), DockerError> {
-        let tag = self.reference.tag().unwrap_or("latest");
-        let options = TagImageOptionsBuilder::new().repo(&self.reference.name()).tag(tag).build();
-        client.tag_image(id, Some(options)).await.doing(|| format!("tagging an image as {}", self.reference))
-    }
-}
-
-/// Removes an image or a name of one; what somebody has use for stays.
-async fn remove(client: &Docker, name: &str, keep_parents: bool) -> Result<(), DockerError> {
-    let options = RemoveImageOptionsBuilder::new().noprune(keep_parents).build();
-    match found(client.remove_image(name, Some(options), None).await.doing(|| format!("removing image {name}"))) {
-        Err(error) if error.is_in_conflict() => Ok(()),
-        done => done.map(|_| ()),
+    fn tag(&self) -> Option<MovedTag> {
+        self.moves.then(|| MovedTag { reference: self.reference.clone(), found: self.found.clone() })
     }
 }

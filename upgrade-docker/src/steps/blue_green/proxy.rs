@@ -15,7 +15,7 @@ use upgrade_core::names::LockName;
 use upgrade_core::registry::BuildContext;
 use upgrade_core::sealed::{SealedRef, sha256_hex};
 use upgrade_core::step::{Change, Effect};
-use upgrade_core::target::Target;
+use upgrade_core::target::{Target, this_machine};
 
 use super::config::ProxySwitch;
 use super::program;
@@ -347,14 +347,6 @@ impl Target for FileOfThisMachine {
     }
 
     async fn identity(&self, _cx: &Context) -> Result<String, StepError> {
-        for path in ["/etc/machine-id", "/var/lib/dbus/machine-id"] {
-            if let Ok(text) = tokio::fs::read_to_string(path).await
-                && !text.trim().is_empty()
-            {
-                return Ok(format!("machine-id {}", text.trim()));
-            }
-        }
-        let name = tokio::fs::read_to_string("/proc/sys/kernel/hostname").await.unwrap_or_default();
-        Ok(format!("host {}", name.trim()))
+        Ok(this_machine())
     }
 }

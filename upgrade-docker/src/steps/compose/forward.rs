@@ -235,9 +235,7 @@ impl Roll<'_> {
         let present = of_project(self.client, &self.undo.project).await?;
         let started = renewed.into_iter().chain(others);
         try_join_all(
-            started.map(async |service| {
-                self.serve(service, &present).await.map_err(|error| about(error, &[service]))
-            }),
+            started.map(async |service| self.serve(service, &present).await.map_err(|error| about(error, &[service]))),
         )
         .await
         .map(drop)

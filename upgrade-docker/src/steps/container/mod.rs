@@ -25,7 +25,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bollard::Docker;
 use bollard::models::{ContainerUpdateBody, RestartPolicy};
-use bollard::query_parameters::{RemoveImageOptionsBuilder, TagImageOptionsBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrade_core::context::Context;
@@ -37,9 +36,9 @@ use upgrade_core::target::Target;
 
 pub use config::ContainerConfig;
 
-use crate::error::{DockerError, Doing, found};
+use crate::error::{DockerError, Doing};
 use crate::images;
-use crate::reference::ImageReference;
+use crate::moved_tag::{MovedTag, remove};
 use crate::target::Engine;
 
 /// Replaces a container by one from another image, everything else the same.
@@ -83,14 +82,6 @@ struct Intended {
     image_id: String,
     /// Whether the engine got the image only for this.
     pulled: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct MovedTag {
-    reference: ImageReference,
-    /// The image that it named.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    found: Option<String>,
 }
 
 /// Tells which container serves now.
@@ -153,38 +144,9 @@ impl ContainerUndo {
             images::release(client, cx, image, other).await?;
         }
         if back && self.intended.pulled {
-            let options = RemoveImageOptionsBuilder::new().build();
-            let removed = client.remove_image(&self.intended.image_id, Some(options), None).await;
-            match found(removed.doing(|| format!("removing image {}", self.intended.image))) {
-                // Somebody has use for it.
-                Err(error) if error.is_in_conflict() => {}
-                done => done.map(|_| ())?,
-            }
+            remove(client, &self.intended.image_id, false).await?;
         }
         Ok(())
-    }
-}
-
-impl MovedTag {
-    async fn give(&self, client: &Docker, image_id: &str) -> Result<(), DockerError> {
-        let tag = self.reference.tag().unwrap_or("latest");
-        let options = TagImageOptionsBuilder::new().repo(&self.reference.name()).tag(tag).build();
-        client.tag_image(image_id, Some(options)).await.doing(|| format!("tagging an image as {}", self.reference))
-    }
-
-    /// Puts the tag back, unless somebody moved it on meanwhile.
-    async fn put_back(&self, client: &Docker, intended: &str) -> Result<(), DockerError> {
-        let present = images::local(client, &self.reference.to_string()).await?.and_then(|image| image.id);
-        match (&self.found, present) {
-            (_, Some(present)) if present != intended => Ok(()),
-            (Some(found), _) => self.give(client, found).await,
-            (None, None) => Ok(()),
-            (None, Some(_)) => {
-                let options = RemoveImageOptionsBuilder::new().noprune(true).build();
-                let removed = client.remove_image(&self.reference.to_string(), Some(options), None).await;
-                found(removed.doing(|| format!("taking the tag {} away", self.reference))).map(|_| ())
-            }
-        }
     }
 }
 

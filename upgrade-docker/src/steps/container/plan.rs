@@ -9,9 +9,10 @@ use upgrade_core::error::StepError;
 use upgrade_core::sealed::SealedRef;
 use upgrade_core::step::{Change, Effect, Prepared};
 
-use super::{Container, ContainerOutput, ContainerUndo, Found, Intended, MovedTag, Restart};
+use super::{Container, ContainerOutput, ContainerUndo, Found, Intended, Restart};
 use crate::error::DockerError;
 use crate::images::{self, id_of};
+use crate::moved_tag::MovedTag;
 use crate::reference::ImageReference;
 use crate::specification::{Changes, Sources, config_of, specify};
 use crate::verbatim;

@@ -52,8 +52,13 @@ pub(super) async fn look(
         .with_hint("fetch it again, or correct `load.sha256`"));
     }
     let packed = found.choose(load.name.as_ref(), &config.image)?.clone();
-    images::verify_platform(client, &[packed.platform.clone()], &config.image.to_string(), config.platform.as_deref())
-        .await?;
+    images::verify_platform(
+        client,
+        std::slice::from_ref(&packed.platform),
+        &config.image.to_string(),
+        config.platform.as_deref(),
+    )
+    .await?;
     Ok((Loaded { sha256: found.sha256, image_id: packed.id.clone() }, packed))
 }
 

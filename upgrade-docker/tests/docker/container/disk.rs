@@ -47,6 +47,10 @@ async fn a_full_disk_stops_nothing_and_keeps_nothing() {
         let containers =
             corner.engine.docker(["ps", "--all", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Status}}"]);
         let images = corner.engine.docker(["image", "ls", "--all", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"]);
+        // Images made within one second are listed in no order.
+        let mut images: Vec<_> = images.lines().collect();
+        images.sort_unstable();
+        let images = images.join("\n");
         let started = corner.engine.docker(["inspect", "--format", "{{.State.StartedAt}} {{.State.Running}}", &name]);
         format!("{}\n{images}\n{started}", containers.split(" Up ").next().unwrap())
     };

@@ -2,24 +2,16 @@
 
 #![cfg(test)]
 
-use std::sync::{Mutex, PoisonError};
-
 use upgrade_testbed::docker::Image;
 
-use super::{Case, notices_every_seeded_defect, sweep};
+use super::{Base, Case, notices_every_seeded_defect, sweep};
 use crate::world::Corner;
 
 /// The image of all cases, built once.
-static BASE: Mutex<Option<Corner>> = Mutex::new(None);
+static BASE: Base = Base::new();
 
 fn setup(corner: &Corner) {
-    let mut base = BASE.lock().unwrap_or_else(PoisonError::into_inner);
-    let base = base.get_or_insert_with(|| {
-        let base = Corner::of(&corner.engine, "base");
-        Image::shell("echo one >/data/log; sleep 1000").build(&base.engine, &base.name("image:1"));
-        base
-    });
-    corner.engine.docker(["tag", &base.name("image:1"), &corner.name("image:1")]);
+    BASE.tag(corner, || Image::shell("echo one >/data/log; sleep 1000"));
     start(corner, "ours");
     // Its first line is there when it has been seen.
     corner.engine.docker(["exec", &corner.name("web"), "sh", "-c", "until test -s /data/log; do sleep 0.01; done"]);
@@ -44,9 +36,10 @@ fn observe(corner: &Corner) -> String {
     corner.engine.docker(["exec", &corner.name("web"), "sh", "-c", "rm -f /data/new; cat /data/log; ls /data"])
 }
 
-const ONE: Case = Case {
-    setup,
-    pipeline: r#"
+/// The first step, of both cases.
+macro_rules! second {
+    () => {
+        r#"
 upgrade: commands
 steps:
   - id: second
@@ -56,24 +49,16 @@ steps:
       container: PREFIX-web
       command: [sh, -c, "grep -q two /data/log || echo two >>/data/log"]
       undo: [sh, -c, "grep -v two /data/log >/data/new; mv /data/new /data/log"]
-"#,
-    observe,
-    interfere,
-    survived,
-};
+"#
+    };
+}
+
+const ONE: Case = Case { setup, pipeline: second!(), observe, interfere, survived };
 
 const TWO: Case = Case {
-    pipeline: r#"
-upgrade: commands
-steps:
-  - id: second
-    uses: docker.exec
-    with:
-      target: engine
-      container: PREFIX-web
-      command: [sh, -c, "grep -q two /data/log || echo two >>/data/log"]
-      undo: [sh, -c, "grep -v two /data/log >/data/new; mv /data/new /data/log"]
-  - id: third
+    pipeline: concat!(
+        second!(),
+        r#"  - id: third
     uses: docker.exec
     with:
       target: engine
@@ -85,29 +70,26 @@ steps:
         - |
           grep -v three /data/log >/data/new; mv /data/new /data/log
           grep -q two /data/log || echo out of order >>/data/log
-"#,
+"#
+    ),
     ..ONE
 };
-
-fn clear() {
-    drop(BASE.lock().unwrap_or_else(PoisonError::into_inner).take());
-}
 
 #[test]
 fn a_command_is_done_or_undone() {
     sweep(&ONE, 3, 25);
-    clear();
+    BASE.clear();
 }
 
 #[test]
 fn every_seeded_defect_of_commands_is_noticed() {
     notices_every_seeded_defect(&TWO);
-    clear();
+    BASE.clear();
 }
 
 #[test]
 #[ignore = "long: two steps, every append"]
 fn campaign_commands_are_all_done_or_none() {
     sweep(&TWO, 1, 70);
-    clear();
+    BASE.clear();
 }

@@ -13,11 +13,13 @@ mod run;
 mod volume_backup;
 mod volume_restore;
 
+use std::sync::{Mutex, PoisonError};
+
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
 use upgrade_core::pipeline::Pipeline;
 use upgrade_core::testkit::{Mutation, Scenario, Sweep, SweepFailure, SweepReport};
-use upgrade_testbed::docker::Engine;
+use upgrade_testbed::docker::{Engine, Image};
 
 use crate::world::{Corner, registry};
 
@@ -35,6 +37,31 @@ pub(crate) struct Case {
     pub(crate) interfere: fn(&Corner, &str) -> bool,
     /// Tells whether that change is still there.
     pub(crate) survived: fn(&Corner, &str) -> bool,
+}
+
+/// Holds the image of all cases of a test, built once.
+pub(crate) struct Base(Mutex<Option<Corner>>);
+
+impl Base {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// Gives the image the name `image:1` in a corner.
+    pub(crate) fn tag(&self, corner: &Corner, image: impl FnOnce() -> Image) {
+        let mut base = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let base = base.get_or_insert_with(|| {
+            let base = Corner::of(&corner.engine, "base");
+            image().build(&base.engine, &base.name("image:1"));
+            base
+        });
+        corner.engine.docker(["tag", &base.name("image:1"), &corner.name("image:1")]);
+    }
+
+    /// Removes it: a static is never dropped.
+    pub(crate) fn clear(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
 }
 
 /// Puts a case on an engine.

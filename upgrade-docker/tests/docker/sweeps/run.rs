@@ -2,26 +2,18 @@
 
 #![cfg(test)]
 
-use std::sync::{Mutex, PoisonError};
-
 use upgrade_testbed::docker::Image;
 
-use super::{Case, notices_every_seeded_defect, sweep};
+use super::{Base, Case, notices_every_seeded_defect, sweep};
 use crate::world::Corner;
 
 /// The image of all cases, built once.
-static BASE: Mutex<Option<Corner>> = Mutex::new(None);
+static BASE: Base = Base::new();
 
 /// A volume with one line in it, and a container that was never started, through which it is seen.
 fn setup(corner: &Corner) {
     let (image, data, eye) = (corner.name("image:1"), corner.name("data"), corner.name("eye"));
-    let mut base = BASE.lock().unwrap_or_else(PoisonError::into_inner);
-    let base = base.get_or_insert_with(|| {
-        let base = Corner::of(&corner.engine, "base");
-        Image::shell("true").build(&base.engine, &base.name("image:1"));
-        base
-    });
-    corner.engine.docker(["tag", &base.name("image:1"), &image]);
+    BASE.tag(corner, || Image::shell("true"));
     corner.engine.docker(["volume", "create", &data]);
     corner.engine.docker(["create", "--network", "none", "--name", &eye, "--volume", &format!("{data}:/data"), &image]);
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -38,9 +30,10 @@ fn observe(corner: &Corner) -> String {
     format!("{}{containers}", std::fs::read_to_string(log).unwrap())
 }
 
-const ONE: Case = Case {
-    setup,
-    pipeline: r#"
+/// The first step, of both cases.
+macro_rules! second {
+    () => {
+        r#"
 upgrade: commands
 steps:
   - id: second
@@ -53,27 +46,16 @@ steps:
       volumes: ["PREFIX-data:/data"]
       command: [sh, -c, "echo two >>/data/log"]
       undo: { command: [sh, -c, "grep -v two /data/log >/data/new; mv /data/new /data/log"] }
-"#,
-    observe,
-    interfere: |_, _| false,
-    survived: |_: &Corner, _| true,
-};
+"#
+    };
+}
+
+const ONE: Case = Case { setup, pipeline: second!(), observe, interfere: |_, _| false, survived: |_: &Corner, _| true };
 
 const TWO: Case = Case {
-    pipeline: r#"
-upgrade: commands
-steps:
-  - id: second
-    uses: docker.run
-    with:
-      target: engine
-      image: PREFIX-image:1
-      pull: never
-      networks: [none]
-      volumes: ["PREFIX-data:/data"]
-      command: [sh, -c, "echo two >>/data/log"]
-      undo: { command: [sh, -c, "grep -v two /data/log >/data/new; mv /data/new /data/log"] }
-  - id: third
+    pipeline: concat!(
+        second!(),
+        r#"  - id: third
     uses: docker.run
     with:
       target: engine
@@ -90,30 +72,26 @@ steps:
           - |
             grep -v three /data/log >/data/new; mv /data/new /data/log
             test $(grep -c two /data/log) = 1 || echo out of order >>/data/log
-"#,
+"#
+    ),
     ..ONE
 };
-
-/// Removes what the cases of one test share.
-fn clear() {
-    drop(BASE.lock().unwrap_or_else(PoisonError::into_inner).take());
-}
 
 #[test]
 fn a_command_is_done_or_undone() {
     sweep(&ONE, 3, 25);
-    clear();
+    BASE.clear();
 }
 
 #[test]
 fn every_seeded_defect_of_commands_is_noticed() {
     notices_every_seeded_defect(&TWO);
-    clear();
+    BASE.clear();
 }
 
 #[test]
 #[ignore = "long: two steps, every append"]
 fn campaign_commands_are_all_done_or_none() {
     sweep(&TWO, 1, 70);
-    clear();
+    BASE.clear();
 }
