@@ -55,6 +55,11 @@ impl Service {
     /// The number of runs, and the state of the last one.
     fn last_run(&self) -> Option<(usize, String)> {
         let (_, said) = self.ask(&["history", "--output", "json"])?;
+        // Of a container that has just stopped `docker exec` says so, and the command says nothing: not even
+        // the first line, which names the format.
+        if said.is_empty() {
+            return None;
+        }
         let runs = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("run").cloned());
         let runs: Vec<_> = runs.collect();
         let state = runs.last().and_then(|run| run["state"].as_str()).unwrap_or("none");

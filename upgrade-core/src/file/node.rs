@@ -88,12 +88,18 @@ fn syntax(text: &str, error: &serde_saphyr::Error) -> Mistake {
     Mistake::new(said, place)
 }
 
-/// Finds a tab in what a line begins with: the parser names it in many ways, by what it took it for.
+/// Finds a tab in what a line begins with: the parser names it in many ways, by what it took it for, and
+/// at the line before where it took it for the rest of a text.
 fn tab_in_indentation(text: &str, at: usize) -> Option<Place> {
     let begin = text.get(..at)?.rfind('\n').map_or(0, |end| end + 1);
-    let line = text[begin..].lines().next()?;
-    let tab = begin + line.find(|each: char| each != ' ').filter(|at| line[*at..].starts_with('\t'))?;
-    Some(tab..tab + 1)
+    let mut line_begin = begin;
+    for line in text[begin..].split('\n').take(2) {
+        if let Some(tab) = line.find(|each: char| each != ' ').filter(|at| line[*at..].starts_with('\t')) {
+            return Some(line_begin + tab..line_begin + tab + 1);
+        }
+        line_begin += line.len() + 1;
+    }
+    None
 }
 
 fn place_of(text: &str, location: &serde_saphyr::Location) -> Place {

@@ -102,7 +102,7 @@ impl Scene {
     /// What is restored: the volume with another line.
     fn keep_a_backup(&self) {
         self.volume("data", "restored\n");
-        let step = "\n  - id: keep\n    uses: docker.volume_backup\n    with: { target: engine, volume: NAME-data, dir: HOME/backups, consumers: leave }\n";
+        let step = "\n  - id: keep\n    uses: docker.volume_backup\n    with: { target: engine, volume: NAME-data, to: HOME/backups, consumers: leave }\n";
         let said = self.upgrade(&["run", &self.write("keep.yaml", step, "now")]);
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
         let mut made = fs::read_dir(self.home.path().join("backups")).unwrap().map(|entry| entry.unwrap().path());
@@ -294,7 +294,7 @@ impl Scene {
         }
         let said = self.upgrade(&["history", "--output", "json"]);
         let text = String::from_utf8_lossy(&said.stdout).into_owned();
-        let runs = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("run").cloned());
+        let mut runs = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("run").cloned());
         runs.next_back().map(|run| run["state"].as_str().unwrap_or_else(|| panic!("{run}")).to_owned())
     }
 
