@@ -250,12 +250,12 @@ pub(crate) async fn forget(client: &Docker, cx: &Context, image_id: &str, other:
 }
 
 /// Takes a name away from an image, and removes the image with its last one. What does not exist,
-/// or is used, is left alone.
+/// or is used, is left alone; with `keep_parents`, so are nameless images that it was built from.
 ///
 /// # Errors
 /// The engine cannot be asked.
-pub(crate) async fn remove(client: &Docker, name: &str) -> Result<(), DockerError> {
-    let options = RemoveImageOptionsBuilder::new().build();
+pub(crate) async fn remove(client: &Docker, name: &str, keep_parents: bool) -> Result<(), DockerError> {
+    let options = RemoveImageOptionsBuilder::new().noprune(keep_parents).build();
     let removed = client.remove_image(name, Some(options), None).await.doing(|| format!("removing image {name}"));
     match found(removed) {
         // A container is made of it: it is not ours to take away.

@@ -1,10 +1,10 @@
 //! A tag that comes to name another image, and is put back.
 
 use bollard::Docker;
-use bollard::query_parameters::{RemoveImageOptionsBuilder, TagImageOptionsBuilder};
+use bollard::query_parameters::TagImageOptionsBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{DockerError, Doing, found};
+use crate::error::{DockerError, Doing};
 use crate::images;
 use crate::reference::ImageReference;
 
@@ -32,16 +32,7 @@ impl MovedTag {
             (_, Some(present)) if present != intended => Ok(()),
             (Some(found), _) => self.give(client, found).await,
             (None, None) => Ok(()),
-            (None, Some(_)) => remove(client, &name, true).await,
+            (None, Some(_)) => images::remove(client, &name, true).await,
         }
-    }
-}
-
-/// Removes an image or a name of one; what somebody has use for stays.
-pub(crate) async fn remove(client: &Docker, name: &str, keep_parents: bool) -> Result<(), DockerError> {
-    let options = RemoveImageOptionsBuilder::new().noprune(keep_parents).build();
-    match found(client.remove_image(name, Some(options), None).await.doing(|| format!("removing image {name}"))) {
-        Err(error) if error.is_in_conflict() => Ok(()),
-        done => done.map(|_| ()),
     }
 }

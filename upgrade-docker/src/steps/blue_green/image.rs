@@ -12,7 +12,7 @@ use upgrade_core::error::StepError;
 use super::BlueGreen;
 use crate::error::{DockerError, Doing};
 use crate::images::{self, id_of};
-use crate::moved_tag::{MovedTag, remove};
+use crate::moved_tag::MovedTag;
 use crate::reference::ImageReference;
 
 /// Holds what undoing needs to know of the image.
@@ -73,7 +73,7 @@ impl ImageUndo {
             tag.put_back(client, &self.id).await?;
         }
         self.forget(client, cx).await?;
-        if self.pulled { remove(client, &self.id, false).await } else { Ok(()) }
+        if self.pulled { images::remove(client, &self.id, false).await } else { Ok(()) }
     }
 
     /// Lets go of the image that the name led to.

@@ -38,7 +38,7 @@ pub use config::ContainerConfig;
 
 use crate::error::{DockerError, Doing};
 use crate::images;
-use crate::moved_tag::{MovedTag, remove};
+use crate::moved_tag::MovedTag;
 use crate::target::Engine;
 
 /// Replaces a container by one from another image, everything else the same.
@@ -144,7 +144,7 @@ impl ContainerUndo {
             images::release(client, cx, image, other).await?;
         }
         if back && self.intended.pulled {
-            remove(client, &self.intended.image_id, false).await?;
+            images::remove(client, &self.intended.image_id, false).await?;
         }
         Ok(())
     }

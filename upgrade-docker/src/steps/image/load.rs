@@ -119,7 +119,7 @@ pub(super) async fn load(
 /// The engine cannot be asked.
 pub(super) async fn remove_nameless(client: &Docker, id: &str) -> Result<(), DockerError> {
     match images::local(client, id).await? {
-        Some(image) if image.repo_tags.as_ref().is_none_or(Vec::is_empty) => images::remove(client, id).await,
+        Some(image) if image.repo_tags.as_ref().is_none_or(Vec::is_empty) => images::remove(client, id, false).await,
         _ => Ok(()),
     }
 }

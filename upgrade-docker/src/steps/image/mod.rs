@@ -212,7 +212,7 @@ impl Image {
             // A base that somebody pruned meanwhile is pulled by whoever needs it.
             Some(id) if *name != self.config.image => crate::error::found(self.tag(client, name, id).await).map(drop),
             Some(id) => self.tag(client, name, id).await,
-            None => images::remove(client, &name.to_string()).await,
+            None => images::remove(client, &name.to_string(), false).await,
         }
     }
 
@@ -360,7 +360,7 @@ impl Rollback for Image {
         match undo {
             // The last: it is known by it which image was brought.
             ImageUndo { pulled: Some(pulled), intended: None, .. } => {
-                Ok(images::remove(&client, &pulled.to_string()).await?)
+                Ok(images::remove(&client, &pulled.to_string(), false).await?)
             }
             ImageUndo { loaded: Some(loaded), intended: None, .. } => {
                 Ok(load::remove_nameless(&client, &loaded.image_id).await?)

@@ -29,7 +29,7 @@ pub(super) async fn prune(client: &Docker, cx: &Context, image: &ImageReference,
         not_cancelled(cx)?;
         for name in names_in(image, &repository) {
             cx.progress(0, None, format!("removing image {name}"));
-            images::remove(client, &name).await?;
+            images::remove(client, &name, false).await?;
         }
     }
     Ok(())
