@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bollard::{API_DEFAULT_VERSION, Docker};
+use bollard::{ClientVersion, Docker};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -128,12 +128,12 @@ impl Endpoint {
     }
 
     /// Makes a client; nothing is sent yet.
-    pub(crate) fn client(&self, timeout: Duration) -> Result<Docker, DockerError> {
+    pub(crate) fn client(&self, timeout: Duration, version: &ClientVersion) -> Result<Docker, DockerError> {
         let seconds = timeout.as_secs().max(1);
         Ok(match (&self.tls, self.host.strip_prefix("unix://")) {
-            (_, Some(path)) => Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION)?,
-            (Some(files), None) => tls::client(&self.host, files, seconds)?,
-            (None, None) => Docker::connect_with_http(&self.host, seconds, API_DEFAULT_VERSION)?,
+            (_, Some(path)) => Docker::connect_with_unix(path, seconds, version)?,
+            (Some(files), None) => tls::client(&self.host, files, seconds, version)?,
+            (None, None) => Docker::connect_with_http(&self.host, seconds, version)?,
         })
     }
 }

@@ -1,11 +1,11 @@
 //! An engine as the target of an upgrade: where it is, who may pull, and what of it is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bollard::Docker;
+use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use upgrade_core::context::Context;
@@ -73,6 +73,8 @@ pub struct Engine {
     tunnel: Option<TunnelConfig>,
     /// Where the tunnel is known to lead: trying costs time, and a connection there.
     pub(crate) led: Arc<Mutex<BTreeSet<(String, u16)>>>,
+    /// The API that the engine was found to speak: asking for it costs more than most calls.
+    spoken: Arc<OnceLock<ClientVersion>>,
 }
 
 impl Engine {
@@ -104,7 +106,7 @@ impl Engine {
             tunnel.validate()?;
         }
         let (registries, tunnel) = (config.registries, config.tunnel);
-        Ok(Self { endpoint, timeout, registries, tunnel, led: Arc::default() })
+        Ok(Self { endpoint, timeout, registries, tunnel, led: Arc::default(), spoken: Arc::default() })
     }
 
     /// Returns the target that a step or check names, or the engine of this machine.
@@ -152,9 +154,20 @@ impl Engine {
     /// As [`Engine::connect`].
     pub async fn connect_for(&self, cx: &Context, longest: Duration) -> Result<Docker, StepError> {
         let doing = || format!("reaching the Docker Engine at {}", self.endpoint.host);
-        let client = self.endpoint.client(longest.max(self.timeout)).doing(doing)?;
+        let known = self.spoken.get();
+        let client =
+            self.endpoint.client(longest.max(self.timeout), known.unwrap_or(API_DEFAULT_VERSION)).doing(doing)?;
+        let reached = async {
+            if known.is_some() {
+                return client.ping().await.map(|_| client);
+            }
+            let client = client.negotiate_version().await?;
+            // One that another call found meanwhile is the same.
+            let _ = self.spoken.set(client.client_version());
+            Ok(client)
+        };
         tokio::select! {
-            client = client.negotiate_version() => Ok(client.doing(doing)?),
+            client = reached => Ok(client.doing(doing)?),
             () = cx.cancelled().cancelled() => Err(cancelled()),
         }
     }

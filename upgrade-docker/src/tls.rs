@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use bollard::{BollardRequest, ClientVersion, Docker};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -21,7 +21,7 @@ use crate::connection::TlsFiles;
 ///
 /// Made here and not by the API's client, which trusts every authority of the machine beside the one
 /// that is named, and goes without a client certificate where it cannot read it.
-pub(crate) fn client(host: &str, files: &TlsFiles, seconds: u64) -> Result<Docker, StepError> {
+pub(crate) fn client(host: &str, files: &TlsFiles, seconds: u64, version: &ClientVersion) -> Result<Docker, StepError> {
     let connector = HttpsConnectorBuilder::new().with_tls_config(configuration(files)?).https_only().enable_http1();
     // A connection that is kept may be closed by the engine just when it is used again.
     let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector.build());
@@ -30,7 +30,7 @@ pub(crate) fn client(host: &str, files: &TlsFiles, seconds: u64) -> Result<Docke
         async move { answer.await.map_err(Into::into) }
     };
     let place = host.split_once("://").map_or(host, |(_, place)| place);
-    Docker::connect_with_custom_transport(transport, Some(format!("https://{place}")), seconds, API_DEFAULT_VERSION)
+    Docker::connect_with_custom_transport(transport, Some(format!("https://{place}")), seconds, version)
         .map_err(|error| StepError::permanent(format!("`{host}` is not where an engine is")).with_cause(&error))
 }
 
@@ -202,7 +202,7 @@ mod tests {
 
     /// Reaches the engine as a target does, and asks who it is.
     async fn reach(endpoint: &Endpoint) -> Result<String, StepError> {
-        let client = endpoint.client(Duration::from_secs(20))?;
+        let client = endpoint.client(Duration::from_secs(20), bollard::API_DEFAULT_VERSION)?;
         let client = client.negotiate_version().await.doing(|| "reaching the engine".into())?;
         Ok(client.info().await.doing(|| "asking".into())?.id.unwrap_or_default())
     }
@@ -245,7 +245,7 @@ mod tests {
         // A connection that is taken over, as `docker.exec` has it.
         Image::shell("sleep 1000").build(engine, "tls:1");
         let container = engine.docker(["run", "--detach", "--network", "none", "tls:1"]);
-        let client = named.client(Duration::from_secs(20)).unwrap();
+        let client = named.client(Duration::from_secs(20), bollard::API_DEFAULT_VERSION).unwrap();
         let command = ["sh", "-c", "echo taken over"].map(str::to_owned).to_vec();
         let exec = CreateExecOptions { cmd: Some(command), attach_stdout: Some(true), ..Default::default() };
         let exec = client.create_exec(&container, exec).await.unwrap().id;

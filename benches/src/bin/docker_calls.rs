@@ -58,7 +58,7 @@ async fn compare(rounds: usize, list: bool) -> Outcome<()> {
         }
     }
     let of = |value: fn(&[f64; 4]) -> f64| spread(rows.iter().map(value).collect());
-    println!("  seven calls by hand               {} ms", of(|row| row[0]));
+    println!("  six calls by hand                 {} ms", of(|row| row[0]));
     println!("  docker.container in a run         {} ms", of(|row| row[1]));
     println!("  ours / by hand                    {} ×   (target ≤ 1.05)", of(|row| row[1] / row[0]));
     println!("  ours, whole / waiting for engine  {} ×   (target ≤ 1.05)", of(|row| row[2] / row[3]));

@@ -1,9 +1,9 @@
 //! How long a service is down while its container is replaced, against Compose's own replacement.
 //!
-//! `cargo run --release -p upgrade-benches --bin docker_downtime [ROUNDS [READY]]`
+//! `cargo run --release -p upgrade-benches --bin docker_downtime [ROUNDS]`
 //!
-//! One service of one project, an image that takes READY seconds until it answers (default: at once,
-//! and then 0.3), ended at once by its stop signal. A request every 5 ms, each on a connection of its
+//! One service of one project, an image that answers at once and one that takes 0.3 seconds until it does,
+//! on the host's network, and then behind a published port; ended at once by its stop signal. A request every 5 ms, each on a connection of its
 //! own; down is from the last answer of the old container to the first one of the new. They take
 //! turns: `up --detach --force-recreate`, `docker.compose`, and `docker.container` on a container with
 //! the same settings, the last two there and back and there for good. A first round warms up.
@@ -13,20 +13,17 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use upgrade_benches::docker::runs::Runs;
 use upgrade_benches::docker::traffic::Traffic;
-use upgrade_benches::docker::{Place, compose, free_port, run_compose};
+use upgrade_benches::docker::{Place, Reached, compose, free_port, run_compose};
 use upgrade_benches::{Outcome, spread};
 use upgrade_docker::steps::{Compose, Container};
 
 fn main() -> Outcome<()> {
-    let mut arguments = std::env::args().skip(1);
-    let rounds: usize = arguments.next().map_or(Ok(5), |text| text.parse())?;
-    let ready: Vec<String> = arguments.next().map_or_else(|| vec!["0".into(), "0.3".into()], |text| vec![text]);
+    let rounds: usize = std::env::args().nth(1).map_or(Ok(5), |text| text.parse())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // As a task, so that the work runs where a service's would: on a worker of the runtime.
     runtime.block_on(async move {
-        for ready in ready {
-            let ready_after = ready.clone();
-            tokio::spawn(async move { compare(&ready_after, rounds).await }).await??;
+        for (ready, reached) in [("0", Reached::Directly), ("0.3", Reached::Directly), ("0", Reached::Published)] {
+            tokio::spawn(compare(ready, reached, rounds)).await??;
         }
         Ok(())
     })
@@ -43,9 +40,10 @@ struct World {
     ports: [u16; 2],
 }
 
-async fn compare(ready: &str, rounds: usize) -> Outcome<()> {
-    let world = World::make(ready)?;
-    println!("a service that answers after {ready} s, down for ({rounds} rounds, {}):", world.argv.join(" "));
+async fn compare(ready: &str, reached: Reached, rounds: usize) -> Outcome<()> {
+    let world = World::make(ready, reached)?;
+    let (how, compose) = (reached.text(), world.argv.join(" "));
+    println!("a service {how} that answers after {ready} s, down for ({rounds} rounds, {compose}):");
     let mut rows: Vec<[f64; 5]> = Vec::new();
     for round in 0..=rounds {
         let row = world.round(round).await?;
@@ -71,31 +69,20 @@ async fn compare(ready: &str, rounds: usize) -> Outcome<()> {
 }
 
 impl World {
-    fn make(ready: &str) -> Outcome<Self> {
+    fn make(ready: &str, reached: Reached) -> Outcome<Self> {
         let place = Place::take("downtime")?;
         let argv = compose()?;
         let images = [place.web("a", ready), place.web("b", ready)];
         let ports = [free_port()?, free_port()?];
-        let text = format!(
-            "version: \"3.8\"\nservices:\n  web:\n    image: \"{}\"\n    ports: [\"127.0.0.1:{}:8080\"]\n",
-            images[0], ports[0]
-        );
+        let text =
+            format!("version: \"3.8\"\nservices:\n  web:\n    image: \"{}\"\n{}", images[0], reached.lines(ports[0]));
         let directory = place.project(&text)?;
         run_compose(&argv, &place, &directory, &["up", "--detach"])?;
-        let network = place.network();
-        let publish = format!("127.0.0.1:{}:8080", ports[1]);
         let name = place.name("web");
-        place.engine().docker([
-            "run",
-            "--detach",
-            "--name",
-            &name,
-            "--network",
-            &network,
-            "--publish",
-            &publish,
-            &images[0],
-        ]);
+        let mut run = ["run", "--detach", "--name", &name].map(str::to_owned).to_vec();
+        run.extend(reached.arguments(ports[1], &place.network()));
+        run.push(images[0].clone());
+        place.engine().docker(&run);
         let runs = Runs::below(place.home())?;
         Ok(Self { place, runs, argv, directory, images, ports })
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use serde_json::json;
 use upgrade_benches::docker::runs::Runs;
 use upgrade_benches::docker::traffic::Traffic;
-use upgrade_benches::docker::{Place, free_port};
+use upgrade_benches::docker::{Place, Reached, free_port};
 use upgrade_benches::{Outcome, spread};
 use upgrade_docker::steps::Container;
 use upgrade_testbed::docker::Image;
@@ -22,22 +22,27 @@ fn main() -> Outcome<()> {
     let rounds: usize = std::env::args().nth(1).map_or(Ok(7), |text| text.parse())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // As a task, so that the work runs where a service's would: on a worker of the runtime.
-    runtime.block_on(async move { tokio::spawn(async move { measure(rounds).await }).await? })
+    runtime.block_on(async move {
+        for reached in [Reached::Directly, Reached::Published] {
+            tokio::spawn(measure(reached, rounds)).await??;
+        }
+        Ok(())
+    })
 }
 
-async fn measure(rounds: usize) -> Outcome<()> {
+async fn measure(reached: Reached, rounds: usize) -> Outcome<()> {
     let place = Place::take("rollback")?;
     let runs = Runs::below(place.home())?;
-    let (port, network, name) = (free_port()?, place.network(), place.name("web"));
+    let (port, name) = (free_port()?, place.name("web"));
     let image = place.web("good", "0");
     let ignoring = Image::shell("trap '' TERM; while :; do sleep 1; done").with("STOPSIGNAL SIGTERM");
     let bad = [place.image("ignoring", &ignoring), place.image("ending", &Image::shell("exec sleep 1000"))];
-    let publish = format!("127.0.0.1:{port}:8080");
-    let mut run = vec!["run", "--detach", "--name", &name, "--network", &network, "--stop-timeout", GRACE];
-    run.extend(["--publish", &publish, &image]);
+    let mut run = ["run", "--detach", "--name", &name, "--stop-timeout", GRACE].map(str::to_owned).to_vec();
+    run.extend(reached.arguments(port, &place.network()));
+    run.push(image);
     place.engine().docker(&run);
 
-    println!("from a failed gate to the old container serving ({rounds} rounds):");
+    println!("from a failed gate to the old container serving, {} ({rounds} rounds):", reached.text());
     let mut rows: Vec<[f64; 2]> = Vec::new();
     for round in 0..=rounds {
         let mut row = [0.0; 2];

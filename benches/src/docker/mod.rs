@@ -15,7 +15,45 @@ use upgrade_testbed::docker::{self, Engine, Image, Own};
 use crate::Outcome;
 
 /// Ends at once when it is stopped, and tells in `/id` which start of which container answers.
-const WEB: &str = "cat /proc/sys/kernel/random/uuid >/www/id; exec httpd -f -p 8080 -h /www";
+const WEB: &str = "cat /proc/sys/kernel/random/uuid >/www/id; exec httpd -f -p ${PORT:-8080} -h /www";
+
+/// Says how requests reach a service at a port of loopback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// It listens there itself, in the network of the host.
+    Directly,
+    /// The engine passes them on to its address in a network of the engine's. What arrives before the
+    /// address does makes the kernel ask for it, and only ask again after one second.
+    Published,
+}
+
+impl Reached {
+    /// Says it for a person.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Directly => "on the host's network",
+            Self::Published => "behind a published port",
+        }
+    }
+
+    /// Returns the arguments of `docker run`.
+    pub fn arguments(self, port: u16, network: &str) -> [String; 4] {
+        match self {
+            Self::Directly => ["--network", "host", "--env", &format!("PORT={port}")].map(str::to_owned),
+            Self::Published => {
+                ["--network", network, "--publish", &format!("127.0.0.1:{port}:8080")].map(str::to_owned)
+            }
+        }
+    }
+
+    /// Returns the lines of a service in a file of Compose.
+    pub fn lines(self, port: u16) -> String {
+        match self {
+            Self::Directly => format!("    network_mode: host\n    environment: [PORT={port}]\n"),
+            Self::Published => format!("    ports: [\"127.0.0.1:{port}:8080\"]\n"),
+        }
+    }
+}
 
 /// Holds an engine, a directory, and the names that are a benchmark's own; removed on drop.
 pub struct Place {

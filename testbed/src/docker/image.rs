@@ -95,19 +95,34 @@ impl Image {
         add(&mut context, tar::EntryType::Regular, "Dockerfile", 0o644, None, text.as_bytes());
         add(&mut context, tar::EntryType::Regular, "root.tar", 0o644, None, &root(&self.files));
         let context = context.into_inner().expect("an archive in memory can be written");
-        let mut command = engine.command(["build", "--quiet", "--tag", name, "-"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut input = child.stdin.take().expect("its input is a pipe");
-        let sent = input.write_all(&context);
-        drop(input);
-        let done = child.wait_with_output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
-        sent.expect("the engine takes the image");
+        let mut attempt = 1;
+        let done = loop {
+            let done = send(engine, name, &context);
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            // The builder takes a layer for known that another test's image takes with it at that moment.
+            let raced = said.contains("unable to find image") && attempt < 5;
+            assert!(done.status.success() || raced, "docker build {name}: {said}");
+            if done.status.success() {
+                break done;
+            }
+            attempt += 1;
+        };
         let id = String::from_utf8_lossy(&done.stdout).trim().to_owned();
         // Podman leaves the digest's kind out.
         if id.contains(':') { id } else { format!("sha256:{id}") }
     }
+}
+
+/// Lets the engine build from an archive.
+fn send(engine: &Engine, name: &str, context: &[u8]) -> std::process::Output {
+    let mut command = engine.command(["build", "--quiet", "--tag", name, "-"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut input = child.stdin.take().expect("its input is a pipe");
+    // What the engine did not want to hear, its answer explains.
+    let _ = input.write_all(context);
+    drop(input);
+    child.wait_with_output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 /// A root directory with busybox in it and some files, as an archive.

@@ -133,9 +133,14 @@ impl Compose {
         model::read(&text, self.generation)
     }
 
-    /// Returns the hash that each service's containers carry if they are as the files say.
-    pub(crate) async fn hashes(&self, cx: &Context, project: &str) -> Result<BTreeMap<String, String>, StepError> {
-        let text = self.succeed(cx, Some(project), &["config".into(), "--hash".into(), "*".into()]).await?;
+    /// Returns the hash that each service's containers carry if they are as the files say; of the project
+    /// that Compose finds by itself, where none is named.
+    pub(crate) async fn hashes(
+        &self,
+        cx: &Context,
+        project: Option<&str>,
+    ) -> Result<BTreeMap<String, String>, StepError> {
+        let text = self.succeed(cx, project, &["config".into(), "--hash".into(), "*".into()]).await?;
         let pair = |line: &str| {
             let (service, hash) = line.trim().split_once(' ')?;
             Some((service.to_owned(), hash.trim().to_owned()))

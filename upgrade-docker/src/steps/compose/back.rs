@@ -35,7 +35,7 @@ pub(super) async fn rollback(step: &Compose, cx: &Context, undo: &ComposeUndo) -
         // written, none of these containers is ours.
         let hashes = match cx.last_checkpoint::<Intended>()? {
             Some(intended) => intended.hashes,
-            None if written => program.hashes(cx, &undo.project).await?,
+            None if written => program.hashes(cx, Some(&undo.project)).await?,
             None => BTreeMap::new(),
         };
         refuse_strangers(undo, &newcomers, &hashes)?;

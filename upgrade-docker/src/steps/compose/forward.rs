@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bollard::Docker;
 use futures_util::future::try_join_all;
+use futures_util::join;
 use tokio::time::{Instant, sleep};
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
@@ -52,17 +53,29 @@ pub(super) async fn apply(step: &Compose, cx: &Context, undo: &ComposeUndo) -> R
     let program = step.program(cx).await?;
     let newcomers = newcomers(cx, &client, &program, undo).await?;
     if !newcomers.is_empty() {
-        refuse_strangers(undo, &newcomers, &program.hashes(cx, &undo.project).await?)?;
+        refuse_strangers(undo, &newcomers, &program.hashes(cx, Some(&undo.project)).await?)?;
     }
     let roll = Roll { step, cx, client: &client, program: &program, undo };
-    let mut done = 0;
-    for wave in waves(&undo.services) {
-        cx.progress(done as u64, undo.services.len() as u64, named(&wave));
-        roll.wave(&wave).await?;
-        done += wave.len();
-    }
+    let waves = async {
+        let mut done = 0;
+        for wave in waves(&undo.services) {
+            cx.progress(done as u64, undo.services.len() as u64, named(&wave));
+            roll.wave(&wave).await?;
+            done += wave.len();
+        }
+        Ok::<_, StepError>(())
+    };
+    // What the files say is final now, and Compose takes long to tell. Except of a service that lives in
+    // another one's container: its hash changes with that one's id.
+    let hashes = if undo.services.iter().any(|service| service.lives_in) {
+        waves.await?;
+        program.hashes(cx, Some(&undo.project)).await?
+    } else {
+        let (waved, hashes) = join!(waves, program.hashes(cx, Some(&undo.project)));
+        waved.and(hashes)?
+    };
     let present = of_project(&client, &undo.project).await?;
-    roll.verify(&intended, &present).await?;
+    roll.verify(&intended, &hashes, &present)?;
     Ok(output(&program, &undo.project, &undo.services, &present))
 }
 
@@ -268,7 +281,7 @@ impl Roll<'_> {
         if self.program.generation == Generation::Two {
             return Ok(true);
         }
-        let hashes = self.program.hashes(self.cx, &self.undo.project).await?;
+        let hashes = self.program.hashes(self.cx, Some(&self.undo.project)).await?;
         let hash = hashes.get(&service.service);
         Ok(self.present(service).await?.iter().any(|container| Some(&container.found.hash) != hash))
     }
@@ -342,9 +355,13 @@ impl Roll<'_> {
         }
     }
 
-    /// Asks whether Compose would find anything left to do.
-    async fn verify(&self, intended: &BTreeMap<&str, String>, present: &[Present]) -> Result<(), StepError> {
-        let hashes = self.program.hashes(self.cx, &self.undo.project).await?;
+    /// Tells whether Compose would find anything left to do.
+    fn verify(
+        &self,
+        intended: &BTreeMap<&str, String>,
+        hashes: &BTreeMap<String, String>,
+        present: &[Present],
+    ) -> Result<(), StepError> {
         for service in &self.undo.services {
             let here = service.among(present);
             let image = intended.get(service.service.as_str());

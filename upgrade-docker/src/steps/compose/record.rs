@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bollard::Docker;
 use bollard::query_parameters::ListNetworksOptionsBuilder;
+use futures_util::try_join;
 use upgrade_core::context::{Context, OnConflict, blocking};
 use upgrade_core::error::StepError;
 use upgrade_core::step::{Change, Effect, Prepared};
@@ -33,9 +34,10 @@ pub(super) async fn prepare(step: &Compose, cx: &Context) -> Result<Prepared<Com
     }
     let client = step.engine.connect(cx).await?;
     let program = step.program(cx).await?;
-    let survey = Survey::take(step, cx, &program).await?;
+    // Compose takes long to start: it is asked for both at once.
+    let (survey, hashes) =
+        try_join!(Survey::take(step, cx, &program), program.hashes(cx, step.config.project.as_deref()))?;
     let present = of_project(&client, &survey.project).await?;
-    let hashes = if present.is_empty() { BTreeMap::new() } else { program.hashes(cx, &survey.project).await? };
     let mut services = Vec::new();
     let mut tags = BTreeMap::new();
     for name in &survey.order {
@@ -92,15 +94,18 @@ impl Survey {
         let env_file = step.env_file();
         let environment = kept_file::read(&env_file).await?;
         let mut texts = Vec::new();
-        let before = program.model(cx, None).await?;
-        let mut after = before.clone();
-        if !config.env.is_empty() {
-            let text = edit::with_variables(environment.as_deref(), &config.env);
-            if environment.as_deref() != Some(&text) {
-                after = preview(cx, program, &text).await?;
+        let variables = (!config.env.is_empty())
+            .then(|| edit::with_variables(environment.as_deref(), &config.env))
+            .filter(|text| environment.as_deref() != Some(text));
+        let before = program.model(cx, None);
+        let (before, mut after) = match variables {
+            Some(text) => {
+                let models = try_join!(before, preview(cx, program, &text))?;
                 texts.push((env_file, text));
+                models
             }
-        }
+            None => before.await.map(|before| (before.clone(), before))?,
+        };
         for name in config.images.keys().chain(&config.services).chain(config.health.keys()) {
             if !after.services.contains_key(name) {
                 return Err(StepError::permanent(format!("the project has no service `{name}`")).with_hint(
