@@ -114,12 +114,17 @@ pub async fn rename(client: &Docker, id: &str, to: &str) -> Result<(), DockerErr
 /// The engine cannot remove it.
 pub async fn remove(client: &Docker, id: &str, name: &str, volumes: bool) -> Result<(), DockerError> {
     let options = RemoveContainerOptionsBuilder::new().force(true).v(volumes).build();
-    let removed = client.remove_container(id, Some(options)).await.doing(|| format!("removing container {name}"));
-    match found(removed) {
-        // "removal of container … is already in progress": what an earlier call began.
-        Err(error) if error.is_in_conflict() => {}
-        Err(error) => return Err(error),
-        Ok(_) => {}
+    let mut attempt = 1;
+    loop {
+        let removed = client.remove_container(id, Some(options.clone())).await;
+        match found(removed.doing(|| format!("removing container {name}"))) {
+            // "removal of container … is already in progress": what an earlier call began.
+            Err(error) if error.is_in_conflict() => break,
+            // It was killed by that; an engine that was itself killed before learns of it late.
+            Err(error) if error.missed_the_exit() && attempt < 3 => attempt += 1,
+            Err(error) => return Err(error),
+            Ok(_) => break,
+        }
     }
     let until = Instant::now() + client.timeout();
     while inspect(client, id).await?.is_some() {

@@ -71,8 +71,17 @@ impl DockerError {
     pub fn is_left_over(&self) -> bool {
         match self {
             Self::Engine { source: bollard::errors::Error::DockerResponseServerError { message, .. }, .. } => {
-                (message.starts_with("task ") && message.contains("already exists"))
-                    || message.trim() == "id already in use"
+                is_left_over(message)
+            }
+            _ => false,
+        }
+    }
+
+    /// Tells whether the engine killed a container and did not see it end.
+    pub fn missed_the_exit(&self) -> bool {
+        match self {
+            Self::Engine { source: bollard::errors::Error::DockerResponseServerError { message, .. }, .. } => {
+                message.contains("did not receive an exit event")
             }
             _ => false,
         }
@@ -152,6 +161,15 @@ impl From<DockerError> for StepError {
     }
 }
 
+/// Tells whether an engine refuses to start a container for what it left of an earlier start: its task, the
+/// name of its program's process, the directory of its shim.
+fn is_left_over(message: &str) -> bool {
+    let has = |text: &str| message.contains(text);
+    (message.starts_with("task ") && has("already exists"))
+        || message.trim() == "id already in use"
+        || (has("failed to start shim") && has("file exists"))
+}
+
 fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -191,13 +209,16 @@ pub(crate) fn advice(status: u16, message: &str) -> (Class, Option<&'static str>
     if has("no matching manifest") || has("does not match the specified platform") {
         return (Permanent, Some("build and push the image for this platform as well, or name another `platform`"));
     }
-    if (has("task ") && has("already exists")) || has("id already in use") {
+    if is_left_over(&said) {
         return (
             Permanent,
             Some(
                 "the engine was killed while it started this container: `ctr --namespace moby tasks delete --force ID`, or `docker rm --force` it if it wrote nothing that matters; then again",
             ),
         );
+    }
+    if has("did not receive an exit event") {
+        return (Transient, Some("the engine waits for the end of a container: look at its log, then try again"));
     }
     if has("port is already allocated") || has("address already in use") {
         return (

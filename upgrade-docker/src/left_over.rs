@@ -3,7 +3,8 @@
 //! An engine that is killed while it starts a container forgets that it did: the container counts as
 //! stopped, and its program, or what was about to become it, is there. The engine neither ends it nor
 //! starts the container beside it, and removing the container leaves it running. On an engine of this
-//! machine it is found by the control group that bears the container's id.
+//! machine it is found by the control group that bears the container's id; and the shim before it, which
+//! holds the task that the engine cannot make again, by the id among its arguments.
 
 use std::fs;
 use std::time::Duration;
@@ -68,7 +69,8 @@ fn processes(id: &str) -> Vec<Pid> {
         let groups = fs::read_to_string(format!("/proc/{number}/cgroup")).unwrap_or_default();
         let state = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
         let ended = state.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
-        is_in_group_of(&groups, id) && !ended
+        let arguments = fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
+        (is_in_group_of(&groups, id) || is_shim_of(&arguments, id)) && !ended
     };
     numbers.filter(is_left).filter_map(Pid::from_raw).collect()
 }
@@ -80,9 +82,25 @@ fn is_in_group_of(groups: &str, id: &str) -> bool {
     bare.any(|part| part == id || part.strip_prefix("docker-") == Some(id))
 }
 
+/// Tells whether a process, by its arguments, is containerd's shim of a container.
+fn is_shim_of(arguments: &[u8], id: &str) -> bool {
+    let arguments: Vec<_> = arguments.split(|byte| *byte == 0).collect();
+    let program = arguments.first().and_then(|path| path.rsplit(|byte| *byte == b'/').next()).unwrap_or_default();
+    program.starts_with(b"containerd-shim") && arguments.windows(2).any(|pair| pair == [b"-id", id.as_bytes()])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shim_is_known_by_its_arguments() {
+        let id = "4f1e".repeat(16);
+        let shim = format!("/usr/bin/containerd-shim-runc-v2\0-namespace\0moby\0-id\0{id}\0-address\0x\0");
+        assert!(is_shim_of(shim.as_bytes(), &id));
+        assert!(!is_shim_of(shim.as_bytes(), &"1".repeat(64)));
+        assert!(!is_shim_of(format!("grep\0-id\0{id}\0").as_bytes(), &id));
+    }
 
     #[test]
     fn a_process_is_known_by_its_control_group() {

@@ -1,8 +1,11 @@
 //! The way back: the old container, with its name, its restart policy, running as it was found.
 
+use std::time::Duration;
+
 use bollard::Docker;
 use bollard::models::ContainerInspectResponse;
 use futures_util::future::BoxFuture;
+use tokio::time::sleep;
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::StepError;
 
@@ -126,7 +129,13 @@ fn start_again<'a>(
 ) -> BoxFuture<'a, Result<(), StepError>> {
     Box::pin(async move {
         if left_over::end(engine, id, name).await? {
-            return Ok(containers::start(client, id, name).await?);
+            // The engine learns of that end in its own time.
+            for pause in [100, 200, 400, 800, 1600, 3200].map(Duration::from_millis) {
+                match containers::start(client, id, name).await {
+                    Err(error) if error.is_left_over() => sleep(pause).await,
+                    started => return Ok(started?),
+                }
+            }
         }
         let Some(container) = containers::inspect(client, id).await? else { return Ok(()) };
         let written = containers::written(client, &container).await?;

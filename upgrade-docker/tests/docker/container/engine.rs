@@ -2,7 +2,7 @@
 
 #![cfg(test)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use upgrade_core::step::{Rollback as _, Step as _};
@@ -47,6 +47,22 @@ impl Scene {
         container(&self.corner, json!({ "name": self.name, "image": self.new }))
     }
 
+    /// Asks that one container serves, and no other; an engine that missed its end may only just start it
+    /// again.
+    fn serves(&self, container: &str, when: &str) {
+        let began = Instant::now();
+        while self.serving() != [container] {
+            let all = || self.corner.engine.docker(["ps", "--all", "--format", "{{.Names}} {{.Image}} {{.Status}}"]);
+            assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "{when}: {:?}, not {container}: {}",
+                self.serving(),
+                all()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Every container that runs, and its image.
     fn serving(&self) -> Vec<String> {
         let all = self.corner.engine.docker(["ps", "--format", "{{.Names}} {{.Image}}"]);
@@ -89,7 +105,7 @@ impl Scene {
         if resumes {
             step.settle(&test.forward(), &found).await.unwrap();
             step.apply(&test.forward(), &found).await.unwrap();
-            assert_eq!(self.serving(), ["PREFIX-web PREFIX-image:2"], "{end:?} after {after:?}");
+            self.serves("PREFIX-web PREFIX-image:2", &format!("{end:?} after {after:?}"));
         }
         step.settle(&test.back(), &found).await.unwrap();
         step.rollback(&test.back(), &found, None).await.unwrap();
@@ -100,7 +116,7 @@ impl Scene {
 
     /// Asks that the old container serves, as it was, and that there is no other; returns its id.
     fn is_back(&self, when: &str) -> String {
-        assert_eq!(self.serving(), ["PREFIX-web PREFIX-image:1"], "{when}");
+        self.serves("PREFIX-web PREFIX-image:1", when);
         let policy = ["inspect", "--format", "{{.HostConfig.RestartPolicy.Name}}", &self.name];
         assert_eq!(self.corner.engine.docker(policy), "always", "{when}");
         self.corner.engine.docker(["ps", "--all", "--quiet", "--no-trunc"])
