@@ -107,3 +107,14 @@ impl Home {
                 .all(|each| std::fs::metadata(each).is_ok_and(|found| found.permissions().mode() & 0o001 != 0))
     }
 }
+
+/// Where the scripts put what they fetch or build for the tests.
+pub(crate) fn cache() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(named) = set("UPGRADE_CI_CACHE") {
+        return named.into();
+    }
+    set("XDG_CACHE_HOME")
+        .map_or_else(|| PathBuf::from(set("HOME").unwrap_or_default()).join(".cache"), PathBuf::from)
+        .join("upgrade-ci")
+}

@@ -8,6 +8,7 @@ mod blocking;
 pub mod docker;
 mod guardian;
 mod home;
+pub mod kubernetes;
 pub mod pgbouncer;
 pub mod postgres;
 mod sharing;

@@ -1,16 +1,42 @@
 //! Upgrade steps and checks for Kubernetes.
 //!
 //! The crate is laid out as every adapter is: one file a step kind in `steps/`, one file a check
-//! kind in `checks/`, and [`register`], which makes them known to pipeline files. It has no kinds
-//! yet.
+//! kind in `checks/`, and [`register`], which makes them known to pipeline files. What they share:
+//!
+//! - [`target`]: a cluster as the target of an upgrade;
+//! - [`server`]: requests to its API server;
+//! - [`kind`](mod@kind) and [`object`]: what is asked for, and what is answered, in the cluster's own words;
+//! - [`follow`]: objects followed as they change;
+//! - [`workload`]: how far a rollout is, and what hinders it;
+//! - [`naming`]: names and labels of what a run makes.
+//!
+//! No version of Kubernetes is chosen here: what a cluster lacks is found by discovery, and the program
+//! that links this crate chooses the one version feature of `k8s-openapi` that it must have.
 
 mod checks;
-mod steps;
+mod connection;
+pub mod error;
+pub mod follow;
+pub mod kind;
+pub mod naming;
+pub mod object;
+mod pods;
+pub mod server;
+pub mod steps;
+pub mod target;
+pub mod workload;
 
 use upgrade_core::registry::Registry;
 
-/// Registers every kind of this crate: `k8s.*`.
+pub use error::KubeError;
+pub use kind::Kind;
+pub use object::{Object, ObjectName};
+pub use server::ApiServer;
+pub use target::{Cluster, ClusterConfig};
+
+/// Registers every kind of this crate: `k8s` and `k8s.*`.
 pub fn register(registry: &mut Registry) {
+    target::register(registry);
     steps::register(registry);
     checks::register(registry);
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Version;
-use crate::home::Home;
+use crate::home::{Home, cache};
 
 /// As in `scripts/postgresql`, which fetches it.
 const WHEEL: &str = "0.6.0";
@@ -36,16 +36,6 @@ pub(super) fn of(version: Version) -> Result<PathBuf, String> {
 
 fn complete(bin: &Path) -> bool {
     ["postgres", "initdb", "pg_dump", "pg_restore"].iter().all(|program| bin.join(program).is_file())
-}
-
-fn cache() -> PathBuf {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(named) = set("UPGRADE_CI_CACHE") {
-        return named.into();
-    }
-    set("XDG_CACHE_HOME")
-        .map_or_else(|| PathBuf::from(set("HOME").unwrap_or_default()).join(".cache"), PathBuf::from)
-        .join("upgrade-ci")
 }
 
 /// The same programs where the servers' account can run them: root's cache is closed to it.

@@ -1,5 +1,26 @@
 //! The kinds of steps, one module each.
 
-use upgrade_core::registry::Registry;
+mod rollout;
 
-pub(crate) fn register(_registry: &mut Registry) {}
+pub use rollout::{
+    Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo,
+};
+
+use upgrade_core::AnyStep;
+use upgrade_core::registry::{BuildContext, BuildError, Registry};
+use upgrade_core::step::Rollback;
+
+/// Registers every kind of step: its name, what it does, and how it is made.
+pub(crate) fn register(registry: &mut Registry) {
+    registry.step(
+        "k8s.rollout",
+        "Brings workloads to other images or settings, as one unit",
+        reversible(RolloutStep::from_config),
+    );
+}
+
+fn reversible<C, S: Rollback>(
+    make: fn(C, &BuildContext) -> Result<S, BuildError>,
+) -> impl Fn(C, &BuildContext) -> Result<AnyStep, BuildError> {
+    move |config, cx| make(config, cx).map(AnyStep::reversible)
+}
