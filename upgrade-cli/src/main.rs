@@ -63,9 +63,9 @@ fn trace(verbose: u8) {
         return;
     }
     let level = if verbose > 2 {
-        "upgrade_core=trace,upgrade_docker=trace,upgrade_host=trace,upgrade_postgres=trace,info"
+        "upgrade_core=trace,upgrade_docker=trace,upgrade_host=trace,upgrade_k8s=trace,upgrade_postgres=trace,info"
     } else {
-        "upgrade_core=debug,upgrade_docker=debug,upgrade_host=debug,upgrade_postgres=debug,info"
+        "upgrade_core=debug,upgrade_docker=debug,upgrade_host=debug,upgrade_k8s=debug,upgrade_postgres=debug,info"
     };
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))

@@ -51,6 +51,8 @@ pub(crate) fn registry() -> Registry {
     upgrade_docker::register(&mut registry);
     #[cfg(feature = "host")]
     upgrade_host::register(&mut registry);
+    #[cfg(feature = "k8s")]
+    upgrade_k8s::register(&mut registry);
     #[cfg(feature = "postgres")]
     upgrade_postgres::register(&mut registry);
     registry

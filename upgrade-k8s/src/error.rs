@@ -202,9 +202,10 @@ fn advice(answer: &Answer) -> (Class, &'static str) {
             Class::Permanent,
             "give the user this right, by a Role and a RoleBinding; the check k8s.access lists all that a pipeline needs",
         ),
-        404 if said.contains("could not find the requested resource") => {
-            (Class::Permanent, "the cluster does not have this kind: install its CustomResourceDefinition, or name another")
-        }
+        404 if said.contains("could not find the requested resource") => (
+            Class::Permanent,
+            "the cluster does not have this kind: install its CustomResourceDefinition, or name another",
+        ),
         404 => (Class::Permanent, "it does not exist, or no longer: check its name and namespace"),
         409 => (Class::Transient, "somebody else writes to it at the same time; try again"),
         410 => (Class::Transient, "the watch was too far behind; try again"),
@@ -215,7 +216,9 @@ fn advice(answer: &Answer) -> (Class, &'static str) {
             Class::Transient,
             "an admission webhook fails: `kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations`",
         ),
-        500..=599 => (Class::Transient, "the API server or its storage has a problem: `kubectl get --raw '/readyz?verbose'`"),
+        500..=599 => {
+            (Class::Transient, "the API server or its storage has a problem: `kubectl get --raw '/readyz?verbose'`")
+        }
         _ => (Class::Unknown, "`kubectl get --raw '/readyz?verbose'` tells how the API server is"),
     }
 }

@@ -98,9 +98,8 @@ impl<T> Follow<T> {
                 query.push(("labelSelector", &self.labels));
             }
             let request = Request::get(address(&path, &query)).header("accept", "application/json").body(Vec::new());
-            let request = request.map_err(|error| {
-                StepError::permanent(format!("{path} is no address")).with_cause(&error)
-            })?;
+            let request =
+                request.map_err(|error| StepError::permanent(format!("{path} is no address")).with_cause(&error))?;
             match timeout(SILENCE, self.server.client().request_events::<Value>(request)).await {
                 Ok(Ok(events)) => self.events = Some(Box::pin(events)),
                 // Whatever it was, a list tells: it fails with a reason, or goes on from now.

@@ -140,6 +140,7 @@ impl Object {
                 "annotations",
                 &[
                     "deployment.kubernetes.io/revision",
+                    "deprecated.daemonset.template.generation",
                     "kubectl.kubernetes.io/last-applied-configuration",
                     "pv.kubernetes.io/bind-completed",
                     "pv.kubernetes.io/bound-by-controller",

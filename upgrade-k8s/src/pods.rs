@@ -16,7 +16,8 @@ pub(crate) async fn events(server: &ApiServer, namespace: &str, pod: &str) -> Ve
         return Vec::new();
     };
     events.sort_by(|a, b| when(a).cmp(when(b)));
-    let lines = events.iter().map(|event| format!("event {}: {}", event.text("/reason"), event.text("/message").trim()));
+    let lines =
+        events.iter().map(|event| format!("event {}: {}", event.text("/reason"), event.text("/message").trim()));
     let lines: Vec<_> = lines.collect();
     lines[lines.len().saturating_sub(LINES)..].to_vec()
 }

@@ -300,6 +300,27 @@ impl ApiServer {
         }
     }
 
+    /// Asks what a change would make of an object, as [`ApiServer::change`] would make it; nothing is changed.
+    ///
+    /// Returns the object as it is and as it would be.
+    ///
+    /// # Errors
+    /// As [`ApiServer::change`]; the cluster would refuse it.
+    pub async fn try_change(
+        &self,
+        name: &ObjectName,
+        mut decide: impl FnMut(&Object) -> Result<Value, StepError>,
+    ) -> Result<(Object, Object), StepError> {
+        let mut attempt = 1;
+        loop {
+            let present = self.require(name).await?;
+            match self.try_patch(name, &decide(&present)?).await {
+                Err(error) if (error.is_in_conflict() || error.is_missing()) && attempt < WRITERS => attempt += 1,
+                after => return Ok((present, after?)),
+            }
+        }
+    }
+
     /// Sends a request once: what is refused now is refused, and the caller decides.
     ///
     /// # Errors
@@ -414,6 +435,9 @@ mod tests {
     #[test]
     fn a_query_is_encoded() {
         assert_eq!(address("/a", &[]), "/a");
-        assert_eq!(address("/a", &[("labelSelector", "app=web,x in (y)")]), "/a?labelSelector=app%3Dweb%2Cx+in+%28y%29");
+        assert_eq!(
+            address("/a", &[("labelSelector", "app=web,x in (y)")]),
+            "/a?labelSelector=app%3Dweb%2Cx+in+%28y%29"
+        );
     }
 }

@@ -128,7 +128,13 @@ fn start(programs: &Path, directory: &Path) -> (Child, Vec<Child>) {
         command.args(["--kube-api-qps=200", "--kube-api-burst=400", "--concurrent-deployment-syncs=20"]);
     });
     let scheduler = spawn(directory, "scheduler", &programs.join("kube-scheduler"), |command| {
-        command.args(["--kubeconfig", "pki/scheduler.kubeconfig", "--leader-elect=false", "--port=0", "--secure-port=0"]);
+        command.args([
+            "--kubeconfig",
+            "pki/scheduler.kubeconfig",
+            "--leader-elect=false",
+            "--port=0",
+            "--secure-port=0",
+        ]);
         command.args(["--kube-api-qps=200", "--kube-api-burst=400"]);
     });
     std::fs::write(directory.join("nodes.py"), NODES).expect("a file of ours can be written");

@@ -81,9 +81,9 @@ impl Pod {
 }
 
 fn trouble(pod: &Object) -> Option<Trouble> {
-    let unschedulable = pod.list("/status/conditions").find(|each| {
-        each["type"] == "PodScheduled" && each["status"] == "False" && each["reason"] == "Unschedulable"
-    });
+    let unschedulable = pod
+        .list("/status/conditions")
+        .find(|each| each["type"] == "PodScheduled" && each["status"] == "False" && each["reason"] == "Unschedulable");
     if let Some(condition) = unschedulable {
         return Some(Trouble {
             reason: "Unschedulable".into(),

@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn workloads_are_named_as_kubectl_does() {
-        for (text, whole) in [("deploy/web", "deployment/web"), ("sts/db", "statefulset/db"), ("DaemonSet/a", "daemonset/a")]
+        for (text, whole) in
+            [("deploy/web", "deployment/web"), ("sts/db", "statefulset/db"), ("DaemonSet/a", "daemonset/a")]
         {
             assert_eq!(text.parse::<WorkloadName>().unwrap().to_string(), whole);
         }

@@ -7,7 +7,7 @@ use futures_util::future::select_all;
 use tokio::time::{Instant, sleep, sleep_until};
 use upgrade_core::error::StepError;
 
-use super::failure::{self, Pod, Trouble};
+use super::failure::{self, Pod, Trouble, TroubleKind};
 use super::status::{self, Rollout};
 use super::{WorkloadKind, WorkloadName};
 use crate::error::KubeError;
@@ -99,17 +99,12 @@ impl<'a> Rollouts<'a> {
         }
         self.pods.changed().await?;
         loop {
-            self.look(patience.restarts).await?;
-            if let Some(error) = self.gone() {
-                return Err(error);
+            if let Err(hindrance) = self.look(patience.restarts) {
+                let namespace = self.pods.namespace().unwrap_or_default().to_owned();
+                return Err(hindrance.explain(self.server, &namespace).await);
             }
-            let waiting: Vec<_> = self.waiting().collect();
-            if waiting.is_empty() {
+            if self.is_over(until, patience.deadline)? {
                 return Ok(());
-            }
-            self.tell(&waiting);
-            if Instant::now() >= until {
-                return Err(self.too_late(&waiting, patience.deadline));
             }
             tokio::select! {
                 changed = any(&mut self.workloads) => changed?,
@@ -119,6 +114,19 @@ impl<'a> Rollouts<'a> {
                 () = sleep_until(until) => {}
             }
         }
+    }
+
+    /// Tells whether all are complete.
+    fn is_over(&self, until: Instant, deadline: Duration) -> Result<bool, StepError> {
+        if let Some(error) = self.gone() {
+            return Err(error);
+        }
+        let waiting: Vec<_> = self.waiting().collect();
+        if waiting.is_empty() {
+            return Ok(true);
+        }
+        self.tell(&waiting);
+        if Instant::now() >= until { Err(too_late(&waiting, deadline)) } else { Ok(false) }
     }
 
     fn seen(&self) -> impl Iterator<Item = (&String, &Seen)> {
@@ -149,65 +157,45 @@ impl<'a> Rollouts<'a> {
         self.server.context().progress(done, total, format!("{name}: {waits_for}{more}"));
     }
 
-    fn too_late(&self, waiting: &[(&WorkloadName, u64, u64, &str)], deadline: Duration) -> StepError {
-        let each: Vec<_> = waiting.iter().map(|(name, _, _, waits_for)| format!("{name}: {waits_for}")).collect();
-        StepError::permanent(format!("not rolled out within {} s: {}", deadline.as_secs(), each.join("; ")))
-            .with_hint("`kubectl describe` of its pods tells what they wait for; raise `deadline` where they need longer")
-    }
-
     /// Looks whether a rollout is hopeless.
-    async fn look(&mut self, restarts: u64) -> Result<(), StepError> {
+    fn look(&mut self, restarts: u64) -> Result<(), Hindrance> {
         let mut lasting = BTreeSet::new();
-        let mut found: Option<(WorkloadName, Pod, Trouble)> = None;
-        let mut refused: Option<(WorkloadName, String)> = None;
-        let mut gave_up: Option<WorkloadName> = None;
-        for (uid, seen) in self.seen() {
-            if seen.rollout == Rollout::Complete || !seen.wanted {
-                continue;
-            }
-            let owners = self.owners_of(uid, seen);
-            let new = || self.pods.objects().values().filter(|pod| owners.iter().any(|owner| owner.owns(pod)));
-            let is_room_made = self.pods.objects().values().any(|pod| pod.is_going);
-            let lasts = |key: &String, lasting: &mut BTreeSet<String>| {
-                lasting.insert(key.clone());
-                self.since.get(key).is_some_and(|since| since.elapsed() >= SETTLES)
-            };
-            if let Some((pod, trouble)) = failure::hopeless(new(), is_room_made, restarts) {
-                let passes = trouble.kind == failure::TroubleKind::NoRoom;
-                if !passes || lasts(&pod.name, &mut lasting) {
-                    found = Some((seen.name.clone(), pod.clone(), trouble.clone()));
-                    break;
-                }
-            }
-            if let Some(message) = &seen.refused
-                && !is_room_made
-                && lasts(uid, &mut lasting)
-            {
-                refused = Some((seen.name.clone(), message.clone()));
-                break;
-            }
-            if seen.rollout == Rollout::GaveUp {
-                gave_up = Some(seen.name.clone());
-            }
-        }
+        let found = self.hindrance(restarts, &mut lasting);
         self.since.retain(|key, _| lasting.contains(key));
         for key in lasting {
             self.since.entry(key).or_insert_with(Instant::now);
         }
-        if let Some((name, pod, trouble)) = found {
-            return Err(self.explain(&name, &pod, &trouble).await);
+        found.map_or(Ok(()), Err)
+    }
+
+    /// Finds what makes a rollout hopeless; notes in `lasting` what will if it stays so.
+    fn hindrance(&self, restarts: u64, lasting: &mut BTreeSet<String>) -> Option<Hindrance> {
+        let mut gave_up = None;
+        let is_room_made = self.pods.objects().values().any(|pod| pod.is_going);
+        let mut lasts = |key: &String| {
+            lasting.insert(key.clone());
+            self.since.get(key).is_some_and(|since| since.elapsed() >= SETTLES)
+        };
+        for (uid, seen) in self.seen().filter(|(_, seen)| seen.wanted && seen.rollout != Rollout::Complete) {
+            let name = || seen.name.clone();
+            let owners = self.owners_of(uid, seen);
+            let new = self.pods.objects().values().filter(|pod| owners.iter().any(|owner| owner.owns(pod)));
+            if let Some((pod, trouble)) = failure::hopeless(new, is_room_made, restarts)
+                && (trouble.kind != TroubleKind::NoRoom || lasts(&pod.name))
+            {
+                return Some(Hindrance::Pod(name(), pod.clone(), trouble.clone()));
+            }
+            if let Some(message) = &seen.refused
+                && !is_room_made
+                && lasts(uid)
+            {
+                return Some(Hindrance::Refused(name(), message.clone()));
+            }
+            if seen.rollout == Rollout::GaveUp {
+                gave_up = Some(Hindrance::GaveUp(name()));
+            }
         }
-        if let Some((name, message)) = refused {
-            return Err(StepError::permanent(format!("{name}: its pods are refused: {message}"))
-                .with_hint(failure::advice("FailedCreate")));
-        }
-        match gave_up {
-            Some(name) => Err(StepError::permanent(format!(
-                "{name}: no progress within its `progressDeadlineSeconds`, as its controller says"
-            ))
-            .with_hint("`kubectl describe` of its pods tells what they wait for")),
-            None => Ok(()),
-        }
+        gave_up
     }
 
     /// Tells by what the pods of a workload's newest template are known.
@@ -222,19 +210,55 @@ impl<'a> Rollouts<'a> {
             WorkloadKind::DaemonSet => {
                 let own = revisions().map(|(_, revision)| revision).filter(|revision| revision.owner == uid);
                 let newest = own.max_by_key(|revision| revision.number.parse::<u64>().unwrap_or_default());
-                newest.map(|newest| Owner { uid: uid.to_owned(), hash: Some(newest.hash.clone()) }).into_iter().collect()
+                newest
+                    .map(|newest| Owner { uid: uid.to_owned(), hash: Some(newest.hash.clone()) })
+                    .into_iter()
+                    .collect()
             }
         }
     }
+}
 
-    async fn explain(&self, name: &WorkloadName, pod: &Pod, trouble: &Trouble) -> StepError {
-        let container = trouble.container.as_ref().map(|container| format!(" (container {container})")).unwrap_or_default();
-        let message = format!("{name}: pod {}{container}: {}: {}", pod.name, trouble.reason, trouble.message);
-        let error = StepError::permanent(message.trim_end_matches([':', ' '])).with_hint(failure::advice(&trouble.reason));
-        let namespace = self.pods.namespace().unwrap_or_default();
-        let mut detail = pods::events(self.server, namespace, &pod.name).await;
-        if trouble.restarts > 0 || trouble.kind == failure::TroubleKind::Crashing {
-            detail.extend(pods::last_lines(self.server, namespace, &pod.name, trouble.container.as_deref(), true).await);
+fn too_late(waiting: &[(&WorkloadName, u64, u64, &str)], deadline: Duration) -> StepError {
+    let each: Vec<_> = waiting.iter().map(|(name, _, _, waits_for)| format!("{name}: {waits_for}")).collect();
+    StepError::permanent(format!("not rolled out within {} s: {}", deadline.as_secs(), each.join("; ")))
+        .with_hint("`kubectl describe` of its pods tells what they wait for; raise `deadline` where they need longer")
+}
+
+/// What makes the rollout of a workload hopeless.
+enum Hindrance {
+    /// One of its pods.
+    Pod(WorkloadName, Pod, Trouble),
+    /// The cluster refuses its pods.
+    Refused(WorkloadName, String),
+    /// Its controller has given up.
+    GaveUp(WorkloadName),
+}
+
+impl Hindrance {
+    /// Says it with all that whoever must mend it will ask for.
+    async fn explain(self, server: &ApiServer, namespace: &str) -> StepError {
+        let (name, pod, trouble) = match self {
+            Self::Pod(name, pod, trouble) => (name, pod, trouble),
+            Self::Refused(name, message) => {
+                return StepError::permanent(format!("{name}: its pods are refused: {message}"))
+                    .with_hint(failure::advice("FailedCreate"));
+            }
+            Self::GaveUp(name) => {
+                let message =
+                    format!("{name}: no progress within its `progressDeadlineSeconds`, as its controller says");
+                return StepError::permanent(message)
+                    .with_hint("`kubectl describe` of its pods tells what they wait for");
+            }
+        };
+        let container = trouble.container.as_deref();
+        let which = container.map(|container| format!(" (container {container})")).unwrap_or_default();
+        let message = format!("{name}: pod {}{which}: {}: {}", pod.name, trouble.reason, trouble.message);
+        let error =
+            StepError::permanent(message.trim_end_matches([':', ' '])).with_hint(failure::advice(&trouble.reason));
+        let mut detail = pods::events(server, namespace, &pod.name).await;
+        if trouble.restarts > 0 || trouble.kind == TroubleKind::Crashing {
+            detail.extend(pods::last_lines(server, namespace, &pod.name, container, true).await);
         }
         if detail.is_empty() { error } else { error.with_detail(detail.join("\n")) }
     }
@@ -279,9 +303,9 @@ fn seen(kind: WorkloadKind, object: &Object, names: &BTreeSet<WorkloadName>) -> 
         _ => object.text("/status/updateRevision"),
     };
     let is_seen = object.number("/metadata/generation") <= object.number("/status/observedGeneration");
-    let refused = object.list("/status/conditions").find(|each| {
-        each["type"] == "ReplicaFailure" && each["status"] == "True" && each["reason"] == "FailedCreate"
-    });
+    let refused = object
+        .list("/status/conditions")
+        .find(|each| each["type"] == "ReplicaFailure" && each["status"] == "True" && each["reason"] == "FailedCreate");
     let refused = refused.map(|condition| condition["message"].as_str().unwrap_or_default().to_owned());
     let rollout = status::of(kind, object);
     Some(Seen { name, rollout, revision: revision.to_owned(), wanted: is_seen, refused })

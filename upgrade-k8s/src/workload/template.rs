@@ -191,11 +191,16 @@ mod tests {
 
     #[test]
     fn only_what_is_asked_for_changes() {
-        let changed = changes(r#"{ "images": { "web": "web:2" }, "env": { "web": { "A": null, "C": "3" } },
-            "annotations": { "note": "x" } }"#);
+        let changed = changes(
+            r#"{ "images": { "web": "web:2" }, "env": { "web": { "A": null, "C": "3" } },
+            "annotations": { "note": "x" } }"#,
+        );
         let after = changed.applied_to(&template()).unwrap();
         assert_eq!(after["spec"]["containers"][0]["image"], "web:2");
-        assert_eq!(after["spec"]["containers"][0]["env"], json!([{ "name": "B", "value": "$(A)" }, { "name": "C", "value": "3" }]));
+        assert_eq!(
+            after["spec"]["containers"][0]["env"],
+            json!([{ "name": "B", "value": "$(A)" }, { "name": "C", "value": "3" }])
+        );
         assert_eq!(after["metadata"], json!({ "labels": { "app": "web" }, "annotations": { "note": "x" } }));
         assert_eq!(after["spec"]["containers"][1], template()["spec"]["containers"][1]);
         let back = changes(r#"{ "annotations": { "note": null } }"#).applied_to(&after).unwrap();

@@ -11,11 +11,7 @@ fn pages() -> Pages {
     let text = "clusters: [{ name: c, cluster: { server: \"https://127.0.0.1:1\" } }]\n\
                 contexts: [{ name: x, context: { cluster: c } }]\ncurrent-context: x\n";
     std::fs::write(&kubeconfig, text).unwrap();
-    Pages::new(
-        upgrade_k8s::register,
-        crate::world::build_context(&kubeconfig, "shop"),
-        env!("CARGO_MANIFEST_DIR"),
-    )
+    Pages::new(upgrade_k8s::register, crate::world::build_context(&kubeconfig, "shop"), env!("CARGO_MANIFEST_DIR"))
 }
 
 #[test]

@@ -71,7 +71,8 @@ async fn a_change_is_made_on_what_is_there_however_many_others_write() {
     let cx = TestContext::new("x").forward();
     let server = corner.target().connect(&cx).await.unwrap();
     let name = ObjectName::new(Kind::config_map(), &corner.namespace.name, "counter");
-    let body = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "counter" }, "data": { "n": "0" } });
+    let body =
+        json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "counter" }, "data": { "n": "0" } });
     server.create(&name, &body).await.unwrap();
     assert!(server.create(&name, &body).await.unwrap_err().is_in_conflict());
 
@@ -97,7 +98,10 @@ async fn a_change_is_made_on_what_is_there_however_many_others_write() {
     server.await_gone(&name, stale.uid()).await.unwrap();
     server.delete(&name, &own).await.unwrap();
     let error = server.require(&name).await.unwrap_err();
-    assert!(error.message().contains("configmap ") && error.hint().unwrap().contains("kubectl get configmaps"), "{error:?}");
+    assert!(
+        error.message().contains("configmap ") && error.hint().unwrap().contains("kubectl get configmaps"),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

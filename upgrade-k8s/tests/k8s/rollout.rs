@@ -139,7 +139,8 @@ async fn a_quota_a_full_cluster_and_a_deadline_are_said() {
 
     corner.namespace.kubectl(&["create", "quota", "few", "--hard", "pods=1"]);
     std::thread::sleep(Duration::from_secs(1));
-    let error = fails(&make(&corner, &image("deployment/web", "shop/web:2"), &json!({})), &TestContext::new("few")).await;
+    let error =
+        fails(&make(&corner, &image("deployment/web", "shop/web:2"), &json!({})), &TestContext::new("few")).await;
     assert!(error.message().contains("exceeded quota"), "{error:?}");
     assert!(error.hint().unwrap().contains("quota"), "{error:?}");
     corner.await_pods("web", "shop/web:1", 1);
@@ -180,7 +181,11 @@ async fn what_could_not_be_rolled_out_is_refused_before_anything_changes() {
         (image("deployment/wbe", "x"), "deployment ", "kubectl get deployments"),
         (json!([{ "workload": "deployment/web", "images": { "wbe": "x" } }]), "there are: web", "container"),
         (image("daemonset/agent", "shop/agent:2"), "OnDelete", "RollingUpdate"),
-        (json!([{ "workload": "deployment/web", "replicas": 2 }]), "HorizontalPodAutoscaler web", "leave `replicas` out"),
+        (
+            json!([{ "workload": "deployment/web", "replicas": 2 }]),
+            "HorizontalPodAutoscaler web",
+            "leave `replicas` out",
+        ),
         (image("deployment/web", ""), "invalid", "correct"),
     ] {
         let error = refused(&workloads).await;

@@ -23,12 +23,15 @@ impl RolloutStep {
             let object = self.object(&each.workload);
             let present = server.require(&object).await?;
             self.refuse(&server, each, &present, cx).await?;
-            let template = each.template().applied_to(present.at("/spec/template")).map_err(|error| {
-                StepError::permanent(format!("{object}: {error}")).with_hint("correct the container's name")
-            })?;
-            let asked = patch(&present, parts(&template, each.replicas));
             // The server adds what it takes for granted: the intended state is the one that it would store.
-            let after = server.try_patch(&object, &asked).await?;
+            let (present, after) = server
+                .try_change(&object, |present| {
+                    let template = each.template().applied_to(present.at("/spec/template")).map_err(|error| {
+                        StepError::permanent(format!("{object}: {error}")).with_hint("correct the container's name")
+                    })?;
+                    Ok(patch(present, parts(&template, each.replicas)))
+                })
+                .await?;
             images.insert(each.workload.to_string(), images_of(&after));
             let is_complete = status::of(each.workload.kind, &present) == Rollout::Complete;
             let (found, intended) = (state(&present, each), state(&after, each));
@@ -129,9 +132,9 @@ pub(super) fn images_of(object: &Object) -> BTreeMap<String, String> {
 /// Tells who applies a field that would change: a controller that applies its own idea of the object again
 /// and again. Whoever only updated it once does not.
 fn owner(object: &Object, changes: &crate::workload::template::TemplateChanges) -> Option<String> {
-    let others = object.list("/metadata/managedFields").filter(|each| {
-        each["operation"] == "Apply" && each["manager"] != crate::server::FIELD_MANAGER
-    });
+    let others = object
+        .list("/metadata/managedFields")
+        .filter(|each| each["operation"] == "Apply" && each["manager"] != crate::server::FIELD_MANAGER);
     others.into_iter().find_map(|each| {
         let containers = &each["fieldsV1"]["f:spec"]["f:template"]["f:spec"]["f:containers"];
         let owned = containers.as_object()?.iter().any(|(key, fields)| {
