@@ -31,6 +31,9 @@ pub enum KubeError {
     Step(#[from] StepError),
 }
 
+/// What a server says with 500 where a manifest is not of its kind's shape.
+const UNTYPED: &str = "failed to create typed patch object";
+
 /// Holds a refusal of the API server: a `Status` of `meta/v1`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -102,7 +105,9 @@ impl KubeError {
         match self {
             // 500: etcd's leader changes, a webhook's connection is reset. Every request of this crate may be
             // repeated: what it changes, it changes from one known state to another.
-            Self::Refused { answer, .. } => matches!(answer.status, 429 | 500 | 502..=504),
+            Self::Refused { answer, .. } => {
+                matches!(answer.status, 429 | 500 | 502..=504) && !answer.message.contains(UNTYPED)
+            }
             Self::Lost { source, .. } => is_connection(source),
             Self::Step(_) => false,
         }
@@ -194,6 +199,11 @@ fn advice(answer: &Answer) -> (Class, &'static str) {
         401 => (
             Class::Permanent,
             "the cluster does not know these credentials, or they have expired: log in again, or fetch the kubeconfig anew",
+        ),
+        500 if answer.message.contains(UNTYPED) => (
+            Class::Permanent,
+            "correct the manifest at the field that is named; old servers want what they know by default written down, \
+             as a port's `protocol: TCP`",
         ),
         403 if said.contains("exceeded quota") => {
             (Class::Permanent, "the namespace's quota is used up: `kubectl describe quota`; free or raise it")

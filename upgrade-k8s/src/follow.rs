@@ -22,6 +22,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// The pause before a watch is opened again that ended at once.
 const REOPEN: Duration = Duration::from_millis(200);
 
+/// What is remembered of an object.
+type Keep<T> = Box<dyn Fn(&Object) -> Option<T> + Send>;
 type Events = Pin<Box<dyn Stream<Item = Result<WatchEvent<Value>, kube::Error>> + Send>>;
 
 /// Follows the objects of a kind, keeping of each what is of interest.
@@ -42,7 +44,7 @@ pub struct Follow<T> {
     kind: Kind,
     namespace: Option<String>,
     labels: String,
-    keep: Box<dyn Fn(&Object) -> Option<T> + Send>,
+    keep: Keep<T>,
     objects: BTreeMap<String, T>,
     version: Option<String>,
     events: Option<Events>,

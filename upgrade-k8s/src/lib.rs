@@ -6,6 +6,8 @@
 //! - [`target`]: a cluster as the target of an upgrade;
 //! - [`server`]: requests to its API server;
 //! - [`kind`](mod@kind) and [`object`]: what is asked for, and what is answered, in the cluster's own words;
+//! - [`difference`] and [`restoration`]: what is ours of an object, and how it is put back;
+//! - [`manifest`]: objects as people write them down;
 //! - [`follow`]: objects followed as they change;
 //! - [`workload`]: how far a rollout is, and what hinders it;
 //! - [`naming`]: names and labels of what a run makes.
@@ -15,12 +17,15 @@
 
 mod checks;
 mod connection;
+pub mod difference;
 pub mod error;
 pub mod follow;
 pub mod kind;
+pub mod manifest;
 pub mod naming;
 pub mod object;
 mod pods;
+pub mod restoration;
 pub mod server;
 pub mod steps;
 pub mod target;

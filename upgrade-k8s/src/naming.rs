@@ -33,11 +33,15 @@ pub fn beside(name: &str, role: &str, cx: &Context) -> String {
     format!("{}{end}", start.trim_end_matches(['-', '.']))
 }
 
-/// Marks an object as made by this step.
+/// Marks an object as made by this step, so that it is also listed as that.
 pub fn put_mark(object: &mut Value, cx: &Context) {
-    let metadata = &mut object["metadata"];
-    metadata["labels"][MARK] = json!(mark(cx));
-    metadata["annotations"][MARKER] = json!(cx.marker());
+    object["metadata"]["labels"][MARK] = json!(mark(cx));
+    put_marker(object, cx);
+}
+
+/// Marks an object as made by this step.
+pub fn put_marker(object: &mut Value, cx: &Context) {
+    object["metadata"]["annotations"][MARKER] = json!(cx.marker());
 }
 
 /// Tells whether this step, in this run, made the object.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::kind::Kind;
+use crate::naming::MARKER;
 
 /// Names one object of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -114,7 +115,7 @@ impl Object {
     /// The fields are those that the API conventions call populated by the system
     /// (<https://github.com/kubernetes/community/blob/master/contributors/devel/sig-architecture/api-conventions.md>),
     /// the status, what a Service, a claim or a Pod was given by controllers, and the annotations by which
-    /// `kubectl` and the Deployment controller keep their own books.
+    /// `kubectl`, the controllers and this crate keep their own books.
     #[must_use]
     pub fn as_written(&self) -> Self {
         let mut object = self.0.clone();
@@ -142,6 +143,7 @@ impl Object {
                     "deployment.kubernetes.io/revision",
                     "deprecated.daemonset.template.generation",
                     "kubectl.kubernetes.io/last-applied-configuration",
+                    MARKER,
                     "pv.kubernetes.io/bind-completed",
                     "pv.kubernetes.io/bound-by-controller",
                     "volume.beta.kubernetes.io/storage-provisioner",

@@ -193,6 +193,17 @@ impl ApiServer {
         self.patiently(ask, &|| format!("creating {name}")).await.map(Object)
     }
 
+    /// Writes an object as a whole over the one that was read, told by the version in `body`.
+    ///
+    /// # Errors
+    /// Somebody has written to it since it was read, which is a conflict; and as [`ApiServer`] says.
+    pub async fn replace(&self, name: &ObjectName, body: &Value) -> Result<Object, KubeError> {
+        let query = [("fieldManager", FIELD_MANAGER)];
+        let body = Some((JSON, body.to_string().into_bytes()));
+        let ask = Ask { method: Method::PUT, path: &name.path(), query: &query, body };
+        self.patiently(ask, &|| format!("writing {name}")).await.map(Object)
+    }
+
     /// Changes an object by a JSON Patch, as [`crate::object::patch`] makes it.
     ///
     /// # Errors

@@ -114,8 +114,13 @@ impl Cluster {
     /// Names one object as what a step changes, so that runs on different objects of one cluster do not
     /// wait for each other.
     pub fn resource(&self, name: &ObjectName) -> Arc<dyn Target> {
-        let group = &name.kind.group;
-        let resource = format!("{} {}.{group} {}", self.endpoint.server, name.kind.plural, bare(name));
+        let kind = format!("{}.{}", name.kind.plural, name.kind.group);
+        self.part(&kind, &bare(name))
+    }
+
+    /// Names a part of the cluster as what a step changes, where it is more than one object.
+    pub fn part(&self, kind: &str, name: &str) -> Arc<dyn Target> {
+        let resource = format!("{} {kind} {name}", self.endpoint.server);
         let lock = LockName::new("k8s", &resource.escape_debug().to_string()).expect("an escaped text is printable");
         Arc::new(Resource { cluster: self.clone(), lock })
     }

@@ -1,7 +1,9 @@
 //! The kinds of steps, one module each.
 
+mod apply;
 mod rollout;
 
+pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 
 use upgrade_core::AnyStep;
@@ -10,6 +12,11 @@ use upgrade_core::step::Rollback;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
+    registry.step(
+        "k8s.apply",
+        "Brings objects to what manifests say, by server-side apply",
+        reversible(Apply::from_config),
+    );
     registry.step(
         "k8s.rollout",
         "Brings workloads to other images or settings, as one unit",

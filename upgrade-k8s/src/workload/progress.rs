@@ -99,7 +99,7 @@ impl<'a> Rollouts<'a> {
         }
         self.pods.changed().await?;
         loop {
-            if let Err(hindrance) = self.look(patience.restarts) {
+            if let Some(hindrance) = self.look(patience.restarts) {
                 let namespace = self.pods.namespace().unwrap_or_default().to_owned();
                 return Err(hindrance.explain(self.server, &namespace).await);
             }
@@ -158,14 +158,14 @@ impl<'a> Rollouts<'a> {
     }
 
     /// Looks whether a rollout is hopeless.
-    fn look(&mut self, restarts: u64) -> Result<(), Hindrance> {
+    fn look(&mut self, restarts: u64) -> Option<Hindrance> {
         let mut lasting = BTreeSet::new();
         let found = self.hindrance(restarts, &mut lasting);
         self.since.retain(|key, _| lasting.contains(key));
         for key in lasting {
             self.since.entry(key).or_insert_with(Instant::now);
         }
-        found.map_or(Ok(()), Err)
+        found
     }
 
     /// Finds what makes a rollout hopeless; notes in `lasting` what will if it stays so.
@@ -183,7 +183,7 @@ impl<'a> Rollouts<'a> {
             if let Some((pod, trouble)) = failure::hopeless(new, is_room_made, restarts)
                 && (trouble.kind != TroubleKind::NoRoom || lasts(&pod.name))
             {
-                return Some(Hindrance::Pod(name(), pod.clone(), trouble.clone()));
+                return Some(Hindrance::Pod(name(), Box::new((pod.clone(), trouble.clone()))));
             }
             if let Some(message) = &seen.refused
                 && !is_room_made
@@ -228,7 +228,7 @@ fn too_late(waiting: &[(&WorkloadName, u64, u64, &str)], deadline: Duration) -> 
 /// What makes the rollout of a workload hopeless.
 enum Hindrance {
     /// One of its pods.
-    Pod(WorkloadName, Pod, Trouble),
+    Pod(WorkloadName, Box<(Pod, Trouble)>),
     /// The cluster refuses its pods.
     Refused(WorkloadName, String),
     /// Its controller has given up.
@@ -238,8 +238,8 @@ enum Hindrance {
 impl Hindrance {
     /// Says it with all that whoever must mend it will ask for.
     async fn explain(self, server: &ApiServer, namespace: &str) -> StepError {
-        let (name, pod, trouble) = match self {
-            Self::Pod(name, pod, trouble) => (name, pod, trouble),
+        let (name, (pod, trouble)) = match self {
+            Self::Pod(name, what) => (name, *what),
             Self::Refused(name, message) => {
                 return StepError::permanent(format!("{name}: its pods are refused: {message}"))
                     .with_hint(failure::advice("FailedCreate"));

@@ -2,7 +2,9 @@
 
 #![cfg(test)]
 
+mod apply;
 mod documentation;
+mod formats;
 mod foundation;
 mod rollout;
 mod sweeps;

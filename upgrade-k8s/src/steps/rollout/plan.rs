@@ -9,10 +9,10 @@ use upgrade_core::sealed::SealedRef;
 use upgrade_core::step::{Change, Effect, Prepared};
 
 use super::{RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
+use crate::difference::differences;
 use crate::object::{Object, digest, patch};
 use crate::server::ApiServer;
 use crate::workload::status::{self, Rollout};
-use crate::workload::template::differences;
 use crate::workload::{WorkloadKind, WorkloadName};
 
 impl RolloutStep {
@@ -40,7 +40,7 @@ impl RolloutStep {
             }
             let contents = present.at("/spec/template").to_string().into_bytes();
             let sealed = if cx.is_dry_run() { SealedRef::of(&contents) } else { cx.seal(&contents).await? };
-            let mut lines = differences(present.at("/spec/template"), after.at("/spec/template"));
+            let mut lines = differences(present.at("/spec/template"), after.at("/spec/template"), false);
             if found.replicas != intended.replicas {
                 lines.push(format!("replicas: {} -> {}", shown(found.replicas), shown(intended.replicas)));
             }

@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod apply;
 mod rollout;
 
 use upgrade_core::file::{LoadOptions, parse};
