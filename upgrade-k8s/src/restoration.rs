@@ -22,7 +22,7 @@ use crate::difference::{covers, differences, project, revert};
 use crate::error::not_cancelled;
 use crate::naming::is_ours;
 use crate::object::{Object, ObjectName, digest};
-use crate::server::{ApiServer, Deletion};
+use crate::server::{ApiServer, Deletion, WRITERS};
 
 /// Holds what putting one object back needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +144,46 @@ impl Restoration {
         Ok((present, at))
     }
 
+    /// Brings the object from what was found to what is intended; `mark` is put on what is made.
+    ///
+    /// # Errors
+    /// It is neither, which is a conflict; and as [`ApiServer`] says.
+    pub async fn carry_out(
+        &self,
+        server: &ApiServer,
+        cx: &Context,
+        mark: impl Fn(&mut Value, &Context),
+    ) -> Result<(), StepError> {
+        let states = self.states(cx).await?;
+        let mut attempt = 1;
+        loop {
+            let (present, at) = self.look(server, cx, &states).await?;
+            if at == At::Intended {
+                return Ok(());
+            }
+            not_cancelled(cx)?;
+            let done = match (&states.found, present) {
+                (Some(found), Some(present)) => {
+                    // The same as taking back, the other way round.
+                    server.replace(&self.object, &revert(&present.0, &states.after, found)).await
+                }
+                (_, Some(present)) => {
+                    server.replace(&self.object, &revert(&present.0, &states.after, &Value::Null)).await
+                }
+                (_, None) => {
+                    let mut body = states.after.clone();
+                    mark(&mut body, cx);
+                    server.create(&self.object, &body).await
+                }
+            };
+            match done {
+                // Somebody wrote in between: it is looked at again.
+                Err(error) if error.is_in_conflict() && attempt < WRITERS => attempt += 1,
+                done => return Ok(done.map(drop)?),
+            }
+        }
+    }
+
     /// Puts the object back: the fields that were changed as they were found, all others as they are; what
     /// was not there is deleted, what is gone is made again.
     ///
@@ -172,7 +212,7 @@ impl Restoration {
             };
             match done {
                 // Somebody wrote in between: it is looked at again.
-                Err(error) if error.is_in_conflict() && attempt < 20 => attempt += 1,
+                Err(error) if error.is_in_conflict() && attempt < WRITERS => attempt += 1,
                 done => return Ok(done.map(drop)?),
             }
         }

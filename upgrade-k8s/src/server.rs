@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often an object is read anew because somebody wrote to it in between.
-const WRITERS: u32 = 20;
+pub(crate) const WRITERS: u32 = 20;
 /// How many objects are asked for at once.
 const PAGE: &str = "500";
 
@@ -191,6 +191,18 @@ impl ApiServer {
         let body = Some((JSON, body.to_string().into_bytes()));
         let ask = Ask { method: Method::POST, path: &path, query: &query, body };
         self.patiently(ask, &|| format!("creating {name}")).await.map(Object)
+    }
+
+    /// Asks what the cluster would store of an object that is created, and creates nothing.
+    ///
+    /// # Errors
+    /// The cluster would refuse it; and as [`ApiServer`] says.
+    pub async fn try_create(&self, name: &ObjectName, body: &Value) -> Result<Object, KubeError> {
+        let path = name.kind.path(name.namespace.as_deref());
+        let query = [("fieldManager", FIELD_MANAGER), ("dryRun", "All")];
+        let body = Some((JSON, body.to_string().into_bytes()));
+        let ask = Ask { method: Method::POST, path: &path, query: &query, body };
+        self.patiently(ask, &|| format!("trying to create {name}")).await.map(Object)
     }
 
     /// Writes an object as a whole over the one that was read, told by the version in `body`.

@@ -1,9 +1,11 @@
 //! The kinds of steps, one module each.
 
 mod apply;
+mod config;
 mod rollout;
 
 pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
+pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 
 use upgrade_core::AnyStep;
@@ -16,6 +18,11 @@ pub(crate) fn register(registry: &mut Registry) {
         "k8s.apply",
         "Brings objects to what manifests say, by server-side apply",
         reversible(Apply::from_config),
+    );
+    registry.step(
+        "k8s.config",
+        "Changes ConfigMaps and Secrets together with the workloads that read them",
+        reversible(ConfigStep::from_config),
     );
     registry.step(
         "k8s.rollout",

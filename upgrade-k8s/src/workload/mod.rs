@@ -2,6 +2,7 @@
 
 pub mod failure;
 pub mod progress;
+pub mod references;
 pub mod status;
 pub mod template;
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::references::{self, References};
+
 /// Says what changes in a pod template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TemplateChanges {
@@ -13,6 +15,8 @@ pub struct TemplateChanges {
     pub env: BTreeMap<String, BTreeMap<String, Option<String>>>,
     /// Annotations of the pods; none takes one away.
     pub annotations: BTreeMap<String, Option<String>>,
+    /// ConfigMaps and Secrets that are read under another name.
+    pub references: References,
 }
 
 /// Says why a template cannot be changed so.
@@ -56,6 +60,7 @@ impl TemplateChanges {
         if !self.annotations.is_empty() {
             change_annotations(&mut template, &self.annotations);
         }
+        references::rename(&mut template, &self.references);
         Ok(template)
     }
 }
@@ -139,6 +144,7 @@ mod tests {
             images: serde_json::from_value(read("images")).unwrap(),
             env: serde_json::from_value(read("env")).unwrap(),
             annotations: serde_json::from_value(read("annotations")).unwrap(),
+            references: References::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod apply;
+mod config;
 mod documentation;
 mod formats;
 mod foundation;

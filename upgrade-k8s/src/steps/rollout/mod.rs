@@ -21,6 +21,7 @@ use upgrade_core::units::Span;
 use crate::object::ObjectName;
 use crate::target::{Cluster, check_name};
 use crate::workload::WorkloadName;
+use crate::workload::references::References;
 use crate::workload::template::TemplateChanges;
 
 /// Configures `k8s.rollout`.
@@ -80,13 +81,29 @@ pub struct WorkloadConfig {
     /// Annotations of the pods; null takes one away.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, Option<String>>,
+    /// ConfigMaps and Secrets that are read under another name; `k8s.config` asks for it.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub(crate) references: References,
 }
 
 impl WorkloadConfig {
+    /// Names a workload in which nothing changes yet.
+    pub fn of(workload: WorkloadName) -> Self {
+        Self {
+            workload,
+            replicas: None,
+            images: BTreeMap::new(),
+            env: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            references: References::new(),
+        }
+    }
+
     /// Returns what changes in its pods.
     pub(crate) fn template(&self) -> TemplateChanges {
-        let Self { images, env, annotations, .. } = self.clone();
-        TemplateChanges { images, env, annotations }
+        let Self { images, env, annotations, references, .. } = self.clone();
+        TemplateChanges { images, env, annotations, references }
     }
 }
 
@@ -148,6 +165,14 @@ impl RolloutStep {
     /// There is no such target, or nothing is asked for.
     pub fn from_config(config: RolloutConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         let cluster = Cluster::named(config.target.as_deref(), cx)?;
+        Self::on(cluster, config)
+    }
+
+    /// Makes the step on a cluster.
+    ///
+    /// # Errors
+    /// Nothing is asked for.
+    pub(crate) fn on(cluster: Arc<Cluster>, config: RolloutConfig) -> Result<Self, BuildError> {
         let namespace = config.namespace.clone().unwrap_or_else(|| cluster.namespace().to_owned());
         check_name(&namespace, "namespace")?;
         if config.workloads.is_empty() {

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod apply;
+mod config;
 mod rollout;
 
 use upgrade_core::file::{LoadOptions, parse};
