@@ -73,6 +73,7 @@ known! {
     controller_revision: "apps", "ControllerRevision", "controllerrevisions", true;
     daemon_set: "apps", "DaemonSet", "daemonsets", true;
     deployment: "apps", "Deployment", "deployments", true;
+    endpoints: "", "Endpoints", "endpoints", true;
     event: "", "Event", "events", true;
     job: "batch", "Job", "jobs", true;
     lease: "coordination.k8s.io", "Lease", "leases", true;

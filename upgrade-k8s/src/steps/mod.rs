@@ -1,10 +1,12 @@
 //! The kinds of steps, one module each.
 
 mod apply;
+mod blue_green;
 mod config;
 mod rollout;
 
 pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
+pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, LedService};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 
@@ -18,6 +20,11 @@ pub(crate) fn register(registry: &mut Registry) {
         "k8s.apply",
         "Brings objects to what manifests say, by server-side apply",
         reversible(Apply::from_config),
+    );
+    registry.step(
+        "k8s.blue_green",
+        "Brings a new Deployment beside the old one, and switches a Service to it",
+        reversible(BlueGreen::from_config),
     );
     registry.step(
         "k8s.config",

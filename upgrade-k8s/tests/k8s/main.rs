@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod apply;
+mod blue_green;
 mod config;
 mod documentation;
 mod formats;

@@ -3,6 +3,8 @@
 mod drive;
 mod plan;
 
+pub(super) use plan::images_of;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

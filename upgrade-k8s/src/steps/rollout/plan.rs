@@ -124,7 +124,7 @@ fn shown(replicas: Option<u64>) -> String {
     replicas.map_or_else(String::new, |replicas| replicas.to_string())
 }
 
-pub(super) fn images_of(object: &Object) -> BTreeMap<String, String> {
+pub(in crate::steps) fn images_of(object: &Object) -> BTreeMap<String, String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     object.list("/spec/template/spec/containers").map(|each| (text(&each["name"]), text(&each["image"]))).collect()
 }

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod apply;
+mod blue_green;
 mod config;
 mod rollout;
 
