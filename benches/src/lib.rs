@@ -2,6 +2,7 @@
 
 pub mod docker;
 pub mod nothing;
+pub mod runs;
 
 use std::error::Error;
 use std::fs::File;

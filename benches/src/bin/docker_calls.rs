@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use upgrade_benches::docker::Place;
-use upgrade_benches::docker::runs::Runs;
 use upgrade_benches::docker::socket::{Call, Watch, ask, busy};
+use upgrade_benches::runs::Runs;
 use upgrade_benches::{Outcome, spread};
 use upgrade_docker::steps::Container;
 

@@ -11,9 +11,9 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use upgrade_benches::docker::runs::Runs;
 use upgrade_benches::docker::traffic::Traffic;
 use upgrade_benches::docker::{Place, Reached, compose, free_port, run_compose};
+use upgrade_benches::runs::Runs;
 use upgrade_benches::{Outcome, spread};
 use upgrade_docker::steps::{Compose, Container};
 

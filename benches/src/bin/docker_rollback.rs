@@ -9,9 +9,9 @@
 use std::time::Instant;
 
 use serde_json::json;
-use upgrade_benches::docker::runs::Runs;
 use upgrade_benches::docker::traffic::Traffic;
 use upgrade_benches::docker::{Place, Reached, free_port};
+use upgrade_benches::runs::Runs;
 use upgrade_benches::{Outcome, spread};
 use upgrade_docker::steps::Container;
 use upgrade_testbed::docker::Image;

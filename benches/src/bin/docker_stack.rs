@@ -10,8 +10,8 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use serde_json::json;
-use upgrade_benches::docker::runs::Runs;
 use upgrade_benches::docker::{Place, compose, run_compose};
+use upgrade_benches::runs::Runs;
 use upgrade_benches::{Outcome, spread};
 use upgrade_docker::steps::Compose;
 

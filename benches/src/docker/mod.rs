@@ -1,6 +1,5 @@
 //! What the benchmarks of Docker share: a place on an engine, requests that notice a gap, and runs.
 
-pub mod runs;
 pub mod socket;
 pub mod traffic;
 
