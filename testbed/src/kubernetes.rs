@@ -138,7 +138,8 @@ pub fn shared() -> Option<Cluster> {
     let programs = programs()?;
     let mut share = SHARE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let share = share.get_or_insert_with(|| {
-        let directory = Home::of_this_user().base.join("kubernetes");
+        // Nodes of another make, which another version of the tests started, would tell something else.
+        let directory = Home::of_this_user().base.join(format!("kubernetes-{}", control_plane::make()));
         Share::take(
             &directory,
             30,

@@ -26,6 +26,14 @@ pub(super) const END: &str = r#"
 const CERTIFICATES: &str = include_str!("certificates.sh");
 const NODES: &str = include_str!("nodes.py");
 
+/// What tells this make of control planes from others.
+pub(super) fn make() -> String {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    (NODES, CERTIFICATES).hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
 /// A control plane of one test's own.
 #[derive(Debug)]
 pub struct ControlPlane {

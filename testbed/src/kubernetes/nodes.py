@@ -13,6 +13,9 @@ image says, after the last `-` or as the whole tag:
     done, fail  it ends well, or with exit code 3, after half a second: for Jobs
     else        it runs and is ready at once
 
+A container that ends well has an effect, if its variables ask for one: ADDS=x adds the line x to what the
+ConfigMap `effects` of its namespace has as `lines`, REMOVES=x takes all such lines away.
+
 Standard library only.
 """
 
@@ -87,10 +90,28 @@ def role(image):
     return tag.rsplit("-", 1)[-1]
 
 
+def effect(namespace, container):
+    """Does what the variables of a container ask for."""
+    variables = {each["name"]: each.get("value", "") for each in container.get("env", [])}
+    if not {"ADDS", "REMOVES"} & set(variables):
+        return
+    path = f"/api/v1/namespaces/{namespace}/configmaps"
+    status, found = request("GET", f"{path}/effects")
+    lines = found.get("data", {}).get("lines", "").splitlines() if status == 200 else []
+    lines = [line for line in lines if line != variables.get("REMOVES")]
+    lines += [variables["ADDS"]] if "ADDS" in variables else []
+    data = {"lines": "".join(line + "\n" for line in lines)}
+    if status == 200:
+        request("PATCH", f"{path}/effects", {"data": data}, "application/merge-patch+json")
+    else:
+        request("POST", path, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "effects"}, "data": data})
+
+
 addresses = 0
 # When each pod was first seen: the API's times are whole seconds.
 seen = {}
-restarts = {}
+# Pods whose effect there has been.
+acted = set()
 
 
 def told(pod):
@@ -125,6 +146,9 @@ def told(pod):
                 "lastState": {"terminated": ended(1)},
             }
         if what in ("done", "fail") and age > 0.5:
+            if what == "done" and uid not in acted:
+                acted.add(uid)
+                effect(pod["metadata"]["namespace"], container)
             return common | {"state": {"terminated": was.get("state", {}).get("terminated") or ended(3 if what == "fail" else 0)}}
         ready = what != "unready" and (what != "slow" or age > 2) and what not in ("done", "fail")
         return common | {"ready": ready, "started": True, "state": running}
@@ -183,4 +207,5 @@ while True:
     if status == 200:
         alive = {pod["metadata"]["uid"] for pod in there}
         seen = {uid: at for uid, at in seen.items() if uid in alive}
+        acted &= alive
     time.sleep(0.1)
