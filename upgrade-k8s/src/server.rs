@@ -193,10 +193,12 @@ impl ApiServer {
         self.patiently(ask, &|| format!("creating {name}")).await.map(Object)
     }
 
-    /// Asks what the cluster would store of an object that is created, and creates nothing.
+    /// Asks whether the cluster would take an object, and creates nothing.
+    ///
+    /// Returns it as the cluster would store it.
     ///
     /// # Errors
-    /// The cluster would refuse it; and as [`ApiServer`] says.
+    /// The cluster would refuse it; there is one already, which is a conflict; and as [`ApiServer`] says.
     pub async fn try_create(&self, name: &ObjectName, body: &Value) -> Result<Object, KubeError> {
         let path = name.kind.path(name.namespace.as_deref());
         let query = [("fieldManager", FIELD_MANAGER), ("dryRun", "All")];

@@ -8,6 +8,7 @@ mod config;
 mod documentation;
 mod formats;
 mod foundation;
+mod job;
 mod rollout;
 mod sweeps;
 mod world;

@@ -31,6 +31,20 @@ pub(crate) fn build_context(kubeconfig: &Path, namespace: &str) -> BuildContext 
     BuildContext::new("/").with_target("cluster", AnyTarget::new("k8s", target(kubeconfig, namespace)))
 }
 
+/// Compares with a golden file; `UPDATE_GOLDEN=1` writes it.
+pub(crate) fn golden(name: &str, undo: &impl serde::Serialize, replace: &[(&str, &str)]) -> Value {
+    let mut text = serde_json::to_string_pretty(undo).unwrap() + "\n";
+    for (from, to) in replace {
+        text = text.replace(from, to);
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{}", path.display());
+    serde_json::from_str(&text).unwrap()
+}
+
 /// A namespace of a test's own.
 pub(crate) struct Corner {
     pub(crate) namespace: Namespace,

@@ -6,6 +6,7 @@
 mod apply;
 mod blue_green;
 mod config;
+mod job;
 mod rollout;
 
 use upgrade_core::file::{LoadOptions, parse};
