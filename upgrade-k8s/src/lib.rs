@@ -15,7 +15,7 @@
 //! No version of Kubernetes is chosen here: what a cluster lacks is found by discovery, and the program
 //! that links this crate chooses the one version feature of `k8s-openapi` that it must have.
 
-mod checks;
+pub mod checks;
 mod connection;
 pub mod difference;
 pub mod error;

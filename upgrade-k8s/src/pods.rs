@@ -58,3 +58,36 @@ pub(crate) fn selector(match_labels: &Value, expressions: &Value) -> Option<Stri
     let each = labels.iter().map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default()));
     Some(each.collect::<Vec<_>>().join(","))
 }
+
+/// Writes a selector as a list takes it: its labels, and its expressions.
+pub(crate) fn label_selector(selector: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let labels = selector["matchLabels"].as_object().into_iter().flatten();
+    let mut parts: Vec<_> = labels.map(|(name, value)| format!("{name}={}", text(value))).collect();
+    for each in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = text(&each["key"]);
+        let values: Vec<_> = each["values"].as_array().into_iter().flatten().map(text).collect();
+        parts.push(match each["operator"].as_str() {
+            Some("In") => format!("{key} in ({})", values.join(",")),
+            Some("NotIn") => format!("{key} notin ({})", values.join(",")),
+            Some("DoesNotExist") => format!("!{key}"),
+            _ => key,
+        });
+    }
+    parts.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn selectors_are_written_as_lists_take_them() {
+        let written = label_selector(&json!({ "matchLabels": { "app": "web" }, "matchExpressions": [
+            { "key": "tier", "operator": "In", "values": ["a", "b"] },
+            { "key": "old", "operator": "DoesNotExist" },
+        ] }));
+        assert_eq!(written, "app=web,tier in (a,b),!old");
+    }
+}
