@@ -1,18 +1,33 @@
 //! The kinds of checks, one module each.
 
+mod access;
+mod cluster;
 mod workload;
 
+pub use access::{AccessCheck, AccessCheckConfig, ResourceName, RightConfig};
+pub use cluster::{ClusterCheck, ClusterCheckConfig};
 pub use workload::{WorkloadCheck, WorkloadCheckConfig};
 
 use upgrade_core::registry::Registry;
 
 /// Registers every kind of check: its name, what it asks, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
-    registry.check(
-        "k8s.workload",
-        "Asks whether workloads are rolled out, ready, of the right images, and stay up",
-        WorkloadCheck::from_config,
-    );
+    registry
+        .check(
+            "k8s.access",
+            "Asks whether the cluster lets this user do what a pipeline needs",
+            AccessCheck::from_config,
+        )
+        .check(
+            "k8s.cluster",
+            "Asks a cluster for its version, and whether its nodes are ready and go together with it",
+            ClusterCheck::from_config,
+        )
+        .check(
+            "k8s.workload",
+            "Asks whether workloads are rolled out, ready, of the right images, and stay up",
+            WorkloadCheck::from_config,
+        );
 }
 
 /// Joins what was found wrong into a line, or says that nothing was.

@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+mod access;
+mod cluster;
 mod workload;
 
 use std::path::Path;
