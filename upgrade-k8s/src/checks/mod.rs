@@ -1,11 +1,15 @@
 //! The kinds of checks, one module each.
 
 mod access;
+mod budget;
 mod cluster;
+mod pods;
 mod workload;
 
 pub use access::{AccessCheck, AccessCheckConfig, ResourceName, RightConfig};
+pub use budget::{BudgetCheck, BudgetCheckConfig};
 pub use cluster::{ClusterCheck, ClusterCheckConfig};
+pub use pods::{PodsCheck, PodsCheckConfig};
 pub use workload::{WorkloadCheck, WorkloadCheckConfig};
 
 use upgrade_core::registry::Registry;
@@ -19,10 +23,16 @@ pub(crate) fn register(registry: &mut Registry) {
             AccessCheck::from_config,
         )
         .check(
+            "k8s.budget",
+            "Asks whether PodDisruptionBudgets allow a pod to be evicted now",
+            BudgetCheck::from_config,
+        )
+        .check(
             "k8s.cluster",
             "Asks a cluster for its version, and whether its nodes are ready and go together with it",
             ClusterCheck::from_config,
         )
+        .check("k8s.pods", "Asks whether pods are ready and stay up, whatever they belong to", PodsCheck::from_config)
         .check(
             "k8s.workload",
             "Asks whether workloads are rolled out, ready, of the right images, and stay up",

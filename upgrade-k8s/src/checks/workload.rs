@@ -155,7 +155,7 @@ fn wanted(kind: WorkloadKind, object: &Object) -> u64 {
 }
 
 /// Counts how often the container that was started again most often was.
-fn restarts(pod: &Object) -> u64 {
+pub(super) fn restarts(pod: &Object) -> u64 {
     let statuses = pod.list("/status/initContainerStatuses").chain(pod.list("/status/containerStatuses"));
     statuses.filter_map(|status| status["restartCount"].as_u64()).max().unwrap_or_default()
 }

@@ -3,7 +3,9 @@
 #![cfg(test)]
 
 mod access;
+mod budget;
 mod cluster;
+mod pods;
 mod workload;
 
 use std::path::Path;
