@@ -11,8 +11,9 @@ use upgrade_core::testkit::TestContext;
 use upgrade_core::undoable::OptionalRollback;
 use upgrade_k8s::naming;
 use upgrade_k8s::steps::{JobConfig, JobStep, JobUndo, UndoableJob};
+use upgrade_testbed::kubernetes;
 
-use crate::world::{Corner, golden};
+use crate::world::{Corner, build_context, golden};
 
 fn config(image: &str, more: &Value) -> JobConfig {
     let mut config = json!({ "target": "cluster", "name": "migrate", "image": image, "env": { "ADDS": "two" } });
@@ -162,6 +163,22 @@ async fn a_job_that_outlives_its_caller_is_found_again_and_not_run_twice() {
 }
 
 #[tokio::test]
+async fn a_job_that_was_made_while_it_was_undone_is_undone_as_well() {
+    let Some(corner) = Corner::shared("meanwhile") else { return };
+    let test = TestContext::new("migrate");
+    let step = make(&corner, "shop/db:done", &json!({}));
+    let undo = prepared(&step, &test).await;
+    let (back, forward) = (test.back(), test.forward());
+    // A driver that is given up for dead, and is not.
+    let (undone, _) = tokio::join!(step.rollback(&back, &undo, None), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::timeout(Duration::from_secs(1), step.apply(&forward, &undo)).await
+    });
+    undone.unwrap();
+    assert_eq!((effects(&corner).as_str(), jobs(&corner).as_str()), ("", ""));
+}
+
+#[tokio::test]
 async fn a_call_that_is_cancelled_leaves_nothing_running() {
     let Some(corner) = Corner::shared("cancelled") else { return };
     let mut test = TestContext::new("migrate");
@@ -229,4 +246,51 @@ async fn a_job_of_somebody_else_is_left_alone() {
     }
     step.commit(&test.commit(), &undo).await.unwrap();
     assert!(jobs(&corner).contains(&undo.job));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_is_started_anew_loses_no_job() {
+    let Some(own) = kubernetes::own() else { return };
+    let corner = Corner { namespace: own.cluster().namespace("anew") };
+    let test = TestContext::new("migrate");
+    let step = make(&corner, "shop/db:done", &json!({}));
+    let undo = prepared(&step, &test).await;
+    let cx = test.forward();
+    let (done, ()) = tokio::join!(step.apply(&cx, &undo), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::task::block_in_place(|| {
+            own.kill();
+            std::thread::sleep(Duration::from_secs(1));
+            own.start();
+        });
+    });
+    assert_eq!(done.unwrap().exit_code, 0);
+    assert_eq!(effects(&corner), "two");
+    step.rollback(&test.back(), &undo, None).await.unwrap();
+    assert_eq!((effects(&corner).as_str(), jobs(&corner).as_str()), ("", ""));
+}
+
+#[tokio::test]
+async fn the_rights_that_the_page_names_are_enough() {
+    let Some(corner) = Corner::shared("rights") else { return };
+    let Some(stranger) = corner.namespace.cluster().kubeconfig_of("stranger") else { return };
+    let verbs = "--verb=create,get,list,watch,patch,delete";
+    corner.namespace.kubectl(&["create", "role", "jobs", verbs, "--resource", "jobs.batch"]);
+    corner.namespace.kubectl(&["create", "role", "pods", "--verb=list,watch", "--resource", "pods"]);
+    for role in ["jobs", "pods"] {
+        corner.namespace.kubectl(&["create", "rolebinding", role, "--role", role, "--user", "stranger"]);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for (image, is_done) in [("shop/db:done", true), ("shop/db:fail", false), ("shop/db:missing", false)] {
+        let test = TestContext::new("migrate");
+        let undo = json!({ "image": "shop/db:done", "command": ["down"], "env": { "REMOVES": "two" } });
+        let config = config(image, &json!({ "undo": undo }));
+        let step = JobStep::from_config(config, &build_context(&stranger, &corner.namespace.name)).unwrap();
+        let step = step.undoable().unwrap();
+        let undo = prepared(&step, &test).await;
+        let done = step.apply(&test.forward(), &undo).await;
+        assert_eq!(done.is_ok(), is_done, "{image}: {done:?}");
+        step.rollback(&test.back(), &undo, None).await.unwrap();
+        assert_eq!((effects(&corner).as_str(), jobs(&corner).as_str()), ("", ""));
+    }
 }

@@ -36,6 +36,8 @@ struct JobPod {
     pod: Pod,
     phase: String,
     created: String,
+    /// The container whose log is asked for where none is known to be of more interest.
+    first: Option<String>,
     /// Why the pod as a whole failed: `Evicted`.
     reason: String,
     ended: Option<Ended>,
@@ -132,6 +134,15 @@ impl Ending {
         }
     }
 
+    /// Says what a Job did that is complete already.
+    ///
+    /// # Errors
+    /// As [`Ending::end`].
+    pub(super) async fn complete(&mut self, job: &Object) -> Result<JobOutput, StepError> {
+        self.pods.changed().await?;
+        Ok(self.output(job))
+    }
+
     /// Waits until none of the Job's pods runs.
     ///
     /// # Errors
@@ -223,7 +234,7 @@ impl Ending {
             let error = StepError::permanent(format!("{}: not done within {} s", self.name, secs(deadline)))
                 .with_hint("its last log lines tell how far it came; raise `deadline` where it needs longer");
             return match (last, self.line.clone()) {
-                (Some(pod), _) => self.detailed(error, &pod.pod.name, None).await,
+                (Some(pod), _) => self.detailed(error, &pod.pod.name, pod.first.as_deref()).await,
                 // The cluster has removed its pod by then.
                 (None, Some(line)) => error.with_detail(line),
                 (None, None) => error,
@@ -236,7 +247,7 @@ impl Ending {
         let Some(ended) = pod.ended.as_ref().filter(|ended| ended.code != 0) else {
             let error = StepError::unknown(format!("{}: pod {} failed: {}", self.name, pod.pod.name, pod.reason))
                 .with_hint("it was ended from outside: `kubectl get events`; nobody knows how far it came");
-            return self.detailed(error, &pod.pod.name, None).await;
+            return self.detailed(error, &pod.pod.name, pod.first.as_deref()).await;
         };
         let which = named(&pod.pod.name, Some(&ended.container));
         let message = format!("{}: {which} ended with exit code {} ({})", self.name, ended.code, ended.reason);
@@ -266,8 +277,9 @@ impl Ending {
         if pod.phase == "Running" && is_due {
             self.asked = Some(Instant::now());
             let (server, namespace) = (self.server.clone(), self.name.namespace.clone().unwrap_or_default());
-            let name = pod.pod.name.clone();
-            self.log = Some(Box::pin(async move { pods::last_lines(&server, &namespace, &name, None, false).await }));
+            let (name, first) = (pod.pod.name.clone(), pod.first.clone());
+            let log = async move { pods::last_lines(&server, &namespace, &name, first.as_deref(), false).await };
+            self.log = Some(Box::pin(log));
         }
         let message = match &self.line {
             Some(line) => format!("pod {}: {line}", pod.pod.name),
@@ -317,6 +329,7 @@ fn read(object: &Object) -> Option<JobPod> {
         pod: Pod::read(object)?,
         phase: object.text("/status/phase").to_owned(),
         created: object.text("/metadata/creationTimestamp").to_owned(),
+        first: object.at("/spec/containers/0/name").as_str().map(str::to_owned),
         reason: format!("{} {}", object.text("/status/reason"), object.text("/status/message")).trim().to_owned(),
         ended: all.into_iter().next(),
     })

@@ -226,8 +226,15 @@ impl OptionalRollback for JobStep {
             }));
         };
         let undoing = OneOff::new(&server, cx, &undo.namespace, name);
-        undoing.run(work).await?;
-        // The last: as long as it stands, a call that is repeated does not undo twice.
-        undoing.remove().await
+        loop {
+            undoing.run(work).await?;
+            if matches!(job.standing().await?, Standing::Absent) {
+                // The last: as long as it stands, a call that is repeated does not undo twice.
+                return undoing.remove().await;
+            }
+            // A request of the driver that died came through only now: that one is undone as well.
+            job.remove().await?;
+            undoing.remove().await?;
+        }
     }
 }

@@ -77,10 +77,11 @@ impl<'a> OneOff<'a> {
                 present: "one of somebody else's".into(),
             }));
         }
-        Ok(if job.is_going() {
-            Standing::Going(job)
-        } else if is(&job, "Complete") {
+        // What is done is done, also while somebody removes it.
+        Ok(if is(&job, "Complete") {
             Standing::Complete(job)
+        } else if job.is_going() {
+            Standing::Going(job)
         } else if job.annotation(NEVER_RAN).is_some() {
             Standing::NeverRan(job)
         } else if is(&job, "Failed") {
@@ -110,10 +111,11 @@ impl<'a> OneOff<'a> {
                     }
                 }
                 Standing::Going(_) | Standing::Stopped(_) | Standing::NeverRan(_) => self.remove().await?,
-                Standing::Running(job) | Standing::Complete(job) | Standing::Failed(job) => break (job, false),
+                Standing::Complete(job) => return self.follow(&job).complete(&job).await,
+                Standing::Running(job) | Standing::Failed(job) => break (job, false),
             }
         };
-        let mut ending = Ending::of(self.server, &self.name, &job, &naming::selector(self.cx));
+        let mut ending = self.follow(&job);
         let end = ending.end(work.deadline.0).await;
         match end {
             Ok(End::Complete(output)) => Ok(output),
@@ -131,6 +133,10 @@ impl<'a> OneOff<'a> {
             // The Job goes on: whoever asks again finds it.
             Err(error) => Err(error),
         }
+    }
+
+    fn follow(&self, job: &Object) -> Ending {
+        Ending::of(self.server, &self.name, job, &naming::selector(self.cx))
     }
 
     /// Leaves nothing of a Job that failed, but the knowledge that it never ran, if that is certain.
