@@ -179,6 +179,30 @@ async fn a_job_that_was_made_while_it_was_undone_is_undone_as_well() {
 }
 
 #[tokio::test]
+async fn nothing_is_undone_while_a_pod_still_runs() {
+    let Some(corner) = Corner::shared("slow") else { return };
+    let test = TestContext::new("migrate");
+    // It stays until somebody says that it may go, as one does whose node is lost.
+    let template = json!({ "metadata": { "finalizers": ["example.com/stays"] },
+        "spec": { "containers": [{ "name": "migrate", "image": "shop/db:1" }] } });
+    let undo = json!({ "image": "shop/db:done", "command": ["down"] });
+    let config = json!({ "target": "cluster", "name": "migrate", "template": template, "undo": undo });
+    let step = JobStep::from_config(serde_json::from_value(config).unwrap(), &corner.build_context()).unwrap();
+    let step = step.undoable().unwrap();
+    let undo = prepared(&step, &test).await;
+    let _ = tokio::time::timeout(Duration::from_secs(1), step.apply(&test.forward(), &undo)).await;
+    let pod = corner.namespace.kubectl(&["get", "pods", "--output", "name"]);
+    assert!(pod.starts_with("pod/migrate-job-"), "{pod}");
+    let back = test.back();
+    let early = tokio::time::timeout(Duration::from_secs(2), step.rollback(&back, &undo, None)).await;
+    assert!(early.is_err() && jobs(&corner).is_empty(), "the undo waits: {early:?}");
+    assert!(test.reported().iter().any(|told| told.message.contains("waiting for pod")), "it says for what");
+    corner.namespace.kubectl(&["patch", &pod, "--type=json", "--patch=[{op: remove, path: /metadata/finalizers}]"]);
+    step.rollback(&back, &undo, None).await.unwrap();
+    assert_eq!(jobs(&corner), "");
+}
+
+#[tokio::test]
 async fn a_call_that_is_cancelled_leaves_nothing_running() {
     let Some(corner) = Corner::shared("cancelled") else { return };
     let mut test = TestContext::new("migrate");
