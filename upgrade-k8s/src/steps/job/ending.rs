@@ -178,10 +178,16 @@ impl Ending {
             return Ok(Some(End::Failed(self.failure(&job, deadline).await)));
         }
         if Instant::now() >= until {
-            let message =
-                format!("{}: not done within {} s, and the cluster does not end it", self.name, secs(deadline));
-            let error = StepError::permanent(message)
-                .with_hint("`kubectl get componentstatuses`, `kubectl describe job`: does its controller run?");
+            let (why, hint) = if job.at("/spec/suspend") == true {
+                (
+                    "it is suspended",
+                    "a queue or a webhook suspends Jobs here, and has not let it begin: ask whose it is",
+                )
+            } else {
+                ("the cluster does not end it", "`kubectl describe job` tells more; does the controller manager run?")
+            };
+            let message = format!("{}: not done within {} s, and {why}", self.name, secs(deadline));
+            let error = StepError::permanent(message).with_hint(hint);
             return Ok(Some(End::Hopeless(error)));
         }
         let all = self.pods.objects().values();

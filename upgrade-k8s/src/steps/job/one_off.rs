@@ -105,8 +105,8 @@ impl<'a> OneOff<'a> {
                     let body = manifest::job(self.cx, &self.name, work).await?;
                     match self.server.create(&self.name, &body).await {
                         Ok(job) => break (job, true),
-                        // An answer that was lost, or somebody else: the next look tells.
-                        Err(error) if error.is_in_conflict() => {}
+                        // An answer that was lost, somebody else, or writers to a quota: the next look tells.
+                        Err(error) if error.is_in_conflict() => self.server.pause(LOOK).await?,
                         Err(error) => return Err(error.into()),
                     }
                 }
