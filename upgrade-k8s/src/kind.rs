@@ -116,6 +116,7 @@ impl ApiServer {
             (Some((name, group)), None) => (name, Some(group.to_owned())),
             (_, asked_group) => (name, asked_group),
         };
+        let mut unanswered = None;
         for (group, versions) in self.groups().await? {
             if asked_group.as_ref().is_some_and(|asked| *asked != group) {
                 continue;
@@ -124,13 +125,20 @@ impl ApiServer {
                 if asked_version.as_ref().is_some_and(|asked| asked != version) {
                     continue;
                 }
-                let kinds = self.kinds_of(&group, version).await?;
+                let kinds = match self.kinds_of(&group, version).await {
+                    // An API whose own server is down; another group may have the kind.
+                    Err(error) if asked_group.is_none() && error.status() == Some(503) => {
+                        unanswered = Some(error);
+                        continue;
+                    }
+                    kinds => kinds?,
+                };
                 if let Some(kind) = kinds.into_iter().find(|kind| is_called(kind, name)) {
                     return Ok(Some(kind));
                 }
             }
         }
-        Ok(None)
+        unanswered.map_or(Ok(None), Err)
     }
 
     /// Lists the groups of the cluster with their versions, the preferred one first.

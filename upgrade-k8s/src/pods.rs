@@ -22,6 +22,16 @@ pub(crate) async fn events(server: &ApiServer, namespace: &str, pod: &str) -> Ve
     lines[lines.len().saturating_sub(LINES)..].to_vec()
 }
 
+/// Tells whether an autoscaler of nodes has said that it makes room for a pod; false where the cluster cannot
+/// be asked.
+///
+/// The reason is that of Kubernetes' cluster autoscaler (`TriggeredScaleUp`) and of Karpenter (`Nominated`).
+pub(crate) async fn is_room_promised(server: &ApiServer, namespace: &str, pod: &str) -> bool {
+    let fields = format!("involvedObject.name={pod}");
+    let Ok((events, _)) = server.list(&Kind::event(), Some(namespace), "", &fields).await else { return false };
+    events.iter().any(|event| matches!(event.text("/reason"), "TriggeredScaleUp" | "Nominated"))
+}
+
 fn when(event: &Object) -> &str {
     ["/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"]
         .iter()

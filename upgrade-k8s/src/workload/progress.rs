@@ -58,6 +58,8 @@ pub struct Rollouts<'a> {
     awaited: BTreeMap<WorkloadName, String>,
     /// Since when something is so that must last to count, by uid.
     since: BTreeMap<String, Instant>,
+    /// Pods that an autoscaler makes room for.
+    promised: BTreeSet<String>,
 }
 
 impl<'a> Rollouts<'a> {
@@ -81,7 +83,7 @@ impl<'a> Rollouts<'a> {
         });
         let workloads = workloads.collect();
         let pods = server.follow(Kind::pod(), Some(namespace), labels, Pod::read);
-        Self { server, workloads, revisions, pods, awaited, since: BTreeMap::new() }
+        Self { server, workloads, revisions, pods, awaited, since: BTreeMap::new(), promised: BTreeSet::new() }
     }
 
     /// Waits until all rollouts are complete.
@@ -101,7 +103,12 @@ impl<'a> Rollouts<'a> {
         loop {
             if let Some(hindrance) = self.look(patience.restarts) {
                 let namespace = self.pods.namespace().unwrap_or_default().to_owned();
-                return Err(hindrance.explain(self.server, &namespace).await);
+                match hindrance.pod_without_room() {
+                    Some(pod) if pods::is_room_promised(self.server, &namespace, &pod).await => {
+                        self.promised.insert(pod);
+                    }
+                    _ => return Err(hindrance.explain(self.server, &namespace).await),
+                }
             }
             if self.is_over(until, patience.deadline)? {
                 return Ok(());
@@ -180,6 +187,9 @@ impl<'a> Rollouts<'a> {
             let name = || seen.name.clone();
             let owners = self.owners_of(uid, seen);
             let new = self.pods.objects().values().filter(|pod| owners.iter().any(|owner| owner.owns(pod)));
+            let lacks_room =
+                |pod: &Pod| pod.trouble.as_ref().is_some_and(|trouble| trouble.kind == TroubleKind::NoRoom);
+            let new = new.filter(|pod| !(lacks_room(pod) && self.promised.contains(&pod.name)));
             if let Some((pod, trouble)) = failure::hopeless(new, is_room_made, restarts)
                 && (trouble.kind != TroubleKind::NoRoom || lasts(&pod.name))
             {
@@ -236,6 +246,14 @@ enum Hindrance {
 }
 
 impl Hindrance {
+    /// Names the pod, if what it lacks is room.
+    fn pod_without_room(&self) -> Option<String> {
+        match self {
+            Self::Pod(_, what) if what.1.kind == TroubleKind::NoRoom => Some(what.0.name.clone()),
+            _ => None,
+        }
+    }
+
     /// Says it with all that whoever must mend it will ask for.
     async fn explain(self, server: &ApiServer, namespace: &str) -> StepError {
         let (name, (pod, trouble)) = match self {

@@ -146,6 +146,42 @@ async fn a_quota_a_full_cluster_and_a_deadline_are_said() {
     corner.await_pods("web", "shop/web:1", 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_without_a_node_is_hopeless_unless_somebody_makes_room_for_it() {
+    let Some(corner) = Corner::shared("room") else { return };
+    let manifest = crate::world::deployment("web", "shop/web:1", 1);
+    corner.namespace.apply(&manifest);
+    corner.await_pods("web", "shop/web:1", 1);
+    let crowd = "{\"spec\":{\"template\":{\"spec\":{\"nodeSelector\":{\"kubernetes.io/hostname\":\"node9\"}}}}}";
+    corner.namespace.kubectl(&["patch", "deployment", "web", "--patch", crowd]);
+    // Its own rollout hangs by now; the next one has no node either.
+    let step = make(&corner, &image("deployment/web", "shop/web:2"), &json!({ "deadline": "6s" }));
+    let began = Instant::now();
+    let error = fails(&step, &TestContext::new("room")).await;
+    assert!(error.message().contains("Unschedulable") && began.elapsed() < Duration::from_secs(30), "{error:?}");
+
+    let namespace = corner.namespace.name.clone();
+    let cluster = corner.namespace.cluster().clone();
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let told = over.clone();
+    let autoscaler = std::thread::spawn(move || {
+        while !told.load(std::sync::atomic::Ordering::Relaxed) {
+            let pods = cluster.kubectl(["--namespace", &namespace, "get", "pods", "--output", "name"]);
+            for pod in pods.lines().map(|name| name.trim_start_matches("pod/")) {
+                let event = json!({ "apiVersion": "v1", "kind": "Event", "metadata": { "name": format!("{pod}.room") },
+                    "involvedObject": { "kind": "Pod", "name": pod, "namespace": namespace }, "type": "Normal",
+                    "reason": "TriggeredScaleUp", "message": "pod triggered scale-up", "source": {} });
+                cluster.apply(&namespace, &event.to_string());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let error = fails(&step, &TestContext::new("promised")).await;
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    autoscaler.join().unwrap();
+    assert!(error.message().contains("not rolled out within 6 s"), "{error:?}");
+}
+
 #[tokio::test]
 async fn somebody_elses_change_stops_it_and_is_kept() {
     let Some(corner) = Corner::shared("foreign") else { return };
