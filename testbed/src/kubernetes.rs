@@ -31,6 +31,11 @@ impl Cluster {
         &self.kubeconfig
     }
 
+    /// The directory of its `kubectl`.
+    pub fn programs(&self) -> &std::path::Path {
+        self.kubectl.parent().unwrap_or(std::path::Path::new(""))
+    }
+
     /// The kubeconfig of another of its users: `stranger`, who may do nothing, or `expired`, whose
     /// certificate is of the past. None for a cluster that the tests did not start.
     pub fn kubeconfig_of(&self, user: &str) -> Option<PathBuf> {

@@ -3,18 +3,21 @@
 //! ```text
 //! testbed postgres [15|16|18] COMMAND [ARGUMENT…]
 //! testbed docker COMMAND [ARGUMENT…]
+//! testbed kubernetes COMMAND [ARGUMENT…]
 //! ```
 //!
 //! The command finds the service's URL in `DATABASE_URL`; or the engine in `DOCKER_HOST`, the name of an
-//! image of PostgreSQL on it in `POSTGRES_IMAGE`. Its exit status is that of this program. The engine
-//! is the one that all tests share, and ends when nobody has used it for some seconds.
+//! image of PostgreSQL on it in `POSTGRES_IMAGE`; or the cluster by `KUBECONFIG`, and its
+//! `kubectl` first in `PATH`. Its exit status is that of
+//! this program. The engine is the one that all tests share, and ends when nobody has used it for some seconds.
 
 use std::process::{Command, ExitCode};
 
-use upgrade_testbed::docker;
 use upgrade_testbed::postgres::{self, Version};
+use upgrade_testbed::{docker, kubernetes};
 
-const USAGE: &str = "usage: testbed postgres [15|16|18] COMMAND [ARGUMENT…]\n       testbed docker COMMAND [ARGUMENT…]";
+const USAGE: &str = "usage: testbed postgres [15|16|18] COMMAND [ARGUMENT…]\n       testbed docker COMMAND [ARGUMENT…]\n       \
+                     testbed kubernetes COMMAND [ARGUMENT…]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,6 +28,7 @@ fn main() -> ExitCode {
         ["postgres", "18", program, ..] => with_postgres(Version::V18, program, &words[3..]),
         ["postgres", program, ..] => with_postgres(Version::V15, program, &words[2..]),
         ["docker", program, ..] => with_docker(program, &words[2..]),
+        ["kubernetes", program, ..] => with_kubernetes(program, &words[2..]),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -43,6 +47,14 @@ fn with_docker(program: &str, arguments: &[&str]) -> Option<ExitCode> {
     let engine = docker::shared()?;
     let image = engine.postgres()?;
     Some(run(program, arguments, &[("DOCKER_HOST", engine.host()), ("POSTGRES_IMAGE", &image)]))
+}
+
+fn with_kubernetes(program: &str, arguments: &[&str]) -> Option<ExitCode> {
+    let own = kubernetes::own()?;
+    let kubeconfig = own.cluster().kubeconfig().to_string_lossy().into_owned();
+    let others = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{others}", own.cluster().programs().display());
+    Some(run(program, arguments, &[("KUBECONFIG", &kubeconfig), ("PATH", &path)]))
 }
 
 fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> ExitCode {

@@ -148,9 +148,14 @@ impl BuildContext {
             } else {
                 format!("the targets of this pipeline: {}", known.join(", "))
             };
-            BuildError::new(format!("there is no target `{name}`")).with_hint(hint)
+            BuildError::new(no_target(name)).with_hint(hint)
         })
     }
+}
+
+/// Says that the pipeline has no such target.
+pub(crate) fn no_target(name: &str) -> String {
+    format!("there is no target `{name}`")
 }
 
 pub(crate) type Make<T> = Arc<dyn Fn(Value, &BuildContext) -> Result<T, MakeError> + Send + Sync>;

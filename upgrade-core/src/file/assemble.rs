@@ -118,6 +118,7 @@ fn targets(reader: &mut Reader<'_>, document: &Node) {
     for (key, node) in first.into_iter().chain(then) {
         if node.content == Content::Null {
             reader.wrong(Mistake::new(format!("target `{}` is empty", key.name.escape_debug()), key.place.clone()));
+            reader.broken.push(key.name.clone());
             continue;
         }
         if reader.read::<TargetItem>(node, &[]).is_some()
@@ -125,6 +126,8 @@ fn targets(reader: &mut Reader<'_>, document: &Node) {
             && let Some(target) = reader.make(kind, node)
         {
             reader.cx.targets.insert(key.name.clone(), target);
+        } else {
+            reader.broken.push(key.name.clone());
         }
     }
 }

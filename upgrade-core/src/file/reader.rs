@@ -10,7 +10,7 @@ use super::error::Mistake;
 use super::nearest;
 use super::node::{Content, Node, Place};
 use super::template::{self, Part};
-use crate::registry::{BuildContext, Kind, MakeError, Registry, from_value};
+use crate::registry::{BuildContext, Kind, MakeError, Registry, from_value, no_target};
 
 /// The adapters of this project, which a program may be built without.
 const ADAPTERS: [&str; 3] = ["postgres", "docker", "k8s"];
@@ -26,11 +26,15 @@ pub(super) struct Reader<'a> {
     pub(super) registry: &'a Registry,
     pub(super) cx: BuildContext,
     pub(super) mistakes: Vec<Mistake>,
+    /// Targets that are named, and wrong: who uses one has made no mistake by that.
+    pub(super) broken: Vec<String>,
 }
 
 impl Reader<'_> {
     pub(super) fn wrong(&mut self, mistake: Mistake) {
-        self.mistakes.push(mistake);
+        if !self.broken.iter().any(|target| mistake.message == no_target(target)) {
+            self.mistakes.push(mistake);
+        }
     }
 
     /// Tells whether so much is wrong already that nobody would read more.
