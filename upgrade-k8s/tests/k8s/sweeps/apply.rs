@@ -42,7 +42,7 @@ const CASE: Case = Case {
 
 #[test]
 fn objects_survive_every_crash() {
-    sweep(&CASE, 4, 10);
+    sweep(&CASE, 9, 5);
 }
 
 #[test]

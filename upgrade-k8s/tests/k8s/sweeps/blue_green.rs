@@ -30,7 +30,7 @@ const CASE: Case = Case {
 
 #[test]
 fn a_switch_survives_every_crash() {
-    sweep(&CASE, 6, 10);
+    sweep(&CASE, 13, 5);
 }
 
 #[test]

@@ -28,7 +28,7 @@ const CASE: Case = Case {
 
 #[test]
 fn a_configuration_survives_every_crash() {
-    sweep(&CASE, 4, 10);
+    sweep(&CASE, 9, 5);
 }
 
 #[test]

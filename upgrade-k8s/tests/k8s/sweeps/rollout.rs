@@ -39,7 +39,7 @@ fn observe(corner: &Corner) -> String {
 
 #[test]
 fn a_rollout_survives_every_crash() {
-    sweep(&CASE, 4, 10);
+    sweep(&CASE, 9, 5);
 }
 
 #[test]
