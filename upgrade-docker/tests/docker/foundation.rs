@@ -163,7 +163,8 @@ async fn a_gate_lets_pass_what_serves_and_names_what_does_not() {
         (engine.docker(&all), name)
     };
     let (id, name) = run("web", Image::web("1.0").healthcheck("wget -qO- http://127.0.0.1:8080/health"), &[]);
-    let all = serde_json::json!({ "healthcheck": true, "http": { "port": 8080, "path": "/version" }, "tcp": 8080,
+    let all = serde_json::json!({ "within": "30s", "healthcheck": true, "tcp": 8080,
+        "http": { "port": 8080, "path": "/version" },
         "exec": ["wget", "-qO-", "http://127.0.0.1:8080/health"], "log": "listening" });
     gate(&all).wait(&client, &cx, &id, &name).await.unwrap();
     let slow = serde_json::json!({ "within": "600ms", "http": { "port": 8080, "path": "/nothing" } });

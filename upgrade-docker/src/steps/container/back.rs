@@ -24,6 +24,9 @@ use crate::verbatim;
 /// How often the outcome is looked at: what was on its way to the engine may have come in between.
 const LOOKS: usize = 5;
 
+/// How long what runs again is looked at.
+const STAYS: Duration = Duration::from_millis(300);
+
 impl Container {
     pub(super) async fn put_back(
         &self,
@@ -33,13 +36,20 @@ impl Container {
     ) -> Result<(), StepError> {
         let client = self.engine.connect(cx).await?;
         let known = output.map(|output| output.id.as_str());
-        let mut looks = 0;
+        let (mut looks, mut stays) = (0, false);
         loop {
             let mut at = Situation::read(&client, cx, undo, known).await?;
             self.recognise(&client, cx, undo, &mut at).await?;
             if is_back(&at, undo) {
-                break;
+                if stays || !undo.found.running {
+                    break;
+                }
+                // An engine that has just been started may yet hear of the end of an earlier run of it.
+                stays = true;
+                sleep(STAYS).await;
+                continue;
             }
+            stays = false;
             if looks == LOOKS {
                 return Err(StepError::transient(format!(
                     "container {} does not stay as it is put back: it ends, or somebody else works on it",
