@@ -20,6 +20,7 @@ mod connection;
 pub mod difference;
 pub mod error;
 pub mod follow;
+mod kept;
 pub mod kind;
 pub mod manifest;
 pub mod naming;

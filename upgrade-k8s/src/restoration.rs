@@ -20,7 +20,8 @@ use upgrade_core::sealed::SealedRef;
 
 use crate::difference::{covers, differences, project, revert};
 use crate::error::not_cancelled;
-use crate::naming::is_ours;
+use crate::kept::{keep, kept};
+use crate::naming::{is_ours, put_marker};
 use crate::object::{Object, ObjectName, digest};
 use crate::server::{ApiServer, Deletion, WRITERS};
 
@@ -107,9 +108,7 @@ impl Restoration {
         present: Option<&Object>,
         states: &States,
     ) -> Result<Self, StepError> {
-        let contents = serde_json::to_vec(states).unwrap_or_default();
-        let sealed = if cx.is_dry_run() { SealedRef::of(&contents) } else { cx.seal(&contents).await? };
-        Ok(Self { object, uid: present.map(|object| object.uid().to_owned()), states: sealed })
+        Ok(Self { object, uid: present.map(|object| object.uid().to_owned()), states: keep(cx, states).await? })
     }
 
     /// Returns both states.
@@ -117,9 +116,7 @@ impl Restoration {
     /// # Errors
     /// They are gone or damaged.
     pub async fn states(&self, cx: &Context) -> Result<States, StepError> {
-        serde_json::from_slice(&cx.unseal(&self.states).await?).map_err(|error| {
-            StepError::permanent(format!("{}: what was kept is damaged", self.object)).with_cause(&error)
-        })
+        kept(cx, &self.states, &self.object).await
     }
 
     /// Looks how the object is; what is neither as found nor as intended is a conflict, unless the step is
@@ -144,16 +141,11 @@ impl Restoration {
         Ok((present, at))
     }
 
-    /// Brings the object from what was found to what is intended; `mark` is put on what is made.
+    /// Brings the object from what was found to what is intended; what is made bears the mark of the step.
     ///
     /// # Errors
     /// It is neither, which is a conflict; and as [`ApiServer`] says.
-    pub async fn carry_out(
-        &self,
-        server: &ApiServer,
-        cx: &Context,
-        mark: impl Fn(&mut Value, &Context),
-    ) -> Result<(), StepError> {
+    pub async fn carry_out(&self, server: &ApiServer, cx: &Context) -> Result<(), StepError> {
         let states = self.states(cx).await?;
         let mut attempt = 1;
         loop {
@@ -172,7 +164,7 @@ impl Restoration {
                 }
                 (_, None) => {
                     let mut body = states.after.clone();
-                    mark(&mut body, cx);
+                    put_marker(&mut body, cx);
                     server.create(&self.object, &body).await
                 }
             };
@@ -233,7 +225,6 @@ impl Restoration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::naming::put_marker;
     use serde_json::json;
     use upgrade_core::testkit::TestContext;
 

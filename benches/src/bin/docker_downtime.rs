@@ -3,8 +3,8 @@
 //! `cargo run --release -p upgrade-benches --bin docker_downtime [ROUNDS]`
 //!
 //! One service of one project, an image that answers at once and one that takes 0.3 seconds until it does,
-//! on the host's network, and then behind a published port; ended at once by its stop signal. A request every 5 ms, each on a connection of its
-//! own; down is from the last answer of the old container to the first one of the new. They take
+//! on the host's network, and then behind a published port; ended at once by its stop signal. A request
+//! every 5 ms, each on a connection of its own; down is from the last answer of the old container to the first one of the new. They take
 //! turns: `up --detach --force-recreate`, `docker.compose`, and `docker.container` on a container with
 //! the same settings, the last two there and back and there for good. A first round warms up.
 

@@ -17,6 +17,7 @@ use upgrade_core::target::Target;
 use upgrade_core::units::Span;
 
 use crate::error::{KubeError, not_cancelled};
+use crate::kept::{keep, kept};
 use crate::manifest::Manifest;
 use crate::naming::put_marker;
 use crate::object::{Object, ObjectName};
@@ -47,15 +48,11 @@ pub struct ApplyConfig {
     #[serde(default)]
     pub force: bool,
     /// How long the rollouts of workloads among them may take. Default 10 m.
-    #[serde(default = "ten_minutes")]
+    #[serde(default = "crate::steps::ten_minutes")]
     pub deadline: Span,
     /// How often a container may be started again before its rollout counts as hopeless. Default 0.
     #[serde(default)]
     pub restarts: u64,
-}
-
-fn ten_minutes() -> Span {
-    Span::from_secs(600)
 }
 
 /// Brings objects to what manifests say.
@@ -186,8 +183,7 @@ impl Apply {
             let was_complete = workload(&name).is_some_and(|(workload, _)| {
                 present.as_ref().is_some_and(|object| status::of(workload.kind, object) == Rollout::Complete)
             });
-            let contents = body.to_string().into_bytes();
-            let sealed = if cx.is_dry_run() { SealedRef::of(&contents) } else { cx.seal(&contents).await? };
+            let sealed = keep(cx, &body).await?;
             let restoration = Restoration::record(cx, name, present.as_ref(), &states).await?;
             objects.push(AppliedObject { restoration, manifest: sealed, was_complete });
         }
@@ -213,10 +209,7 @@ impl Apply {
             let states = each.restoration.states(cx).await?;
             let (_, at) = each.restoration.look(&server, cx, &states).await?;
             if at != At::Intended {
-                let body = cx.unseal(&each.manifest).await?;
-                let body: Value = serde_json::from_slice(&body).map_err(|error| {
-                    StepError::permanent(format!("{name}: what was kept is damaged")).with_cause(&error)
-                })?;
+                let body: Value = kept(cx, &each.manifest, name).await?;
                 not_cancelled(cx)?;
                 server.apply(name, &body, self.takes_over(cx), false).await?;
             }

@@ -18,7 +18,6 @@ use upgrade_core::units::Span;
 
 use super::rollout::{Order, RolloutConfig, RolloutStep, RolloutUndo, WorkloadConfig};
 use crate::error::KubeError;
-use crate::naming::put_marker;
 use crate::object::{Object, ObjectName, digest, patch};
 use crate::restoration::{Restoration, States};
 use crate::server::ApiServer;
@@ -55,15 +54,11 @@ pub struct ConfigStepConfig {
     #[serde(default)]
     pub order: Order,
     /// How long the rollouts may take, each one with `order: sequence`. Default 10 m.
-    #[serde(default = "ten_minutes")]
+    #[serde(default = "crate::steps::ten_minutes")]
     pub deadline: Span,
     /// How often a container may be started again before its rollout counts as hopeless. Default 0.
     #[serde(default)]
     pub restarts: u64,
-}
-
-fn ten_minutes() -> Span {
-    Span::from_secs(600)
 }
 
 /// Changes ConfigMaps and Secrets together with the workloads that read them.
@@ -404,7 +399,7 @@ impl Step for ConfigStep {
     async fn apply(&self, cx: &Context, undo: &ConfigUndo) -> Result<ConfigOutput, StepError> {
         let server = self.cluster.connect(cx).await?;
         for each in &undo.objects {
-            each.carry_out(&server, cx, put_marker).await?;
+            each.carry_out(&server, cx).await?;
         }
         let mut workloads = Vec::new();
         if let Some((step, rollout)) = self.rollout_of(undo)? {

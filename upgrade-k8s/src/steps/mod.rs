@@ -15,6 +15,7 @@ pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo,
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
 use upgrade_core::step::Rollback;
+use upgrade_core::units::Span;
 
 /// Registers every kind of step: its name, what it does, and how it is made.
 pub(crate) fn register(registry: &mut Registry) {
@@ -38,6 +39,11 @@ pub(crate) fn register(registry: &mut Registry) {
         "Brings workloads to other images or settings, as one unit",
         reversible(RolloutStep::from_config),
     );
+}
+
+/// How long what is followed may take where nothing else is said.
+fn ten_minutes() -> Span {
+    Span::from_secs(600)
 }
 
 fn reversible<C, S: Rollback>(

@@ -10,6 +10,7 @@ use upgrade_core::error::{Conflict, StepError};
 use super::plan::hash_of;
 use super::{BlueGreen, BlueGreenOutput, BlueGreenUndo, LedService, Selector};
 use crate::error::not_cancelled;
+use crate::kept::kept;
 use crate::kind::Kind;
 use crate::naming::{MARK, is_ours, mark, put_mark};
 use crate::object::{Object, ObjectName, digest, patch};
@@ -65,8 +66,7 @@ impl BlueGreen {
     pub(super) async fn finish(&self, cx: &Context, undo: &BlueGreenUndo) -> Result<(), StepError> {
         let server = self.cluster.connect(cx).await?;
         let name = self.deployment(&undo.deployment);
-        let template: Value = serde_json::from_slice(&cx.unseal(&undo.template).await?)
-            .map_err(|error| StepError::permanent(format!("{name}: what was kept is damaged")).with_cause(&error))?;
+        let template: Value = kept(cx, &undo.template, &name).await?;
         let changed = server.change(&name, |present| {
             let now = digest(present.at("/spec/template"));
             if now == undo.intended {
@@ -137,8 +137,7 @@ impl BlueGreen {
         if (blue.uid() != undo.uid || now != undo.found) && cx.on_conflict() == OnConflict::Stop {
             return Err(conflict(&self.deployment(&undo.deployment).to_string(), &undo.found, &undo.intended, &now));
         }
-        let template: Value = serde_json::from_slice(&cx.unseal(&undo.template).await?)
-            .map_err(|error| StepError::permanent(format!("{name}: what was kept is damaged")).with_cause(&error))?;
+        let template: Value = kept(cx, &undo.template, &name).await?;
         let mut body = blue.as_written().0;
         body["metadata"]["name"] = json!(undo.green);
         body["spec"]["template"] = template;

@@ -71,15 +71,11 @@ pub struct BlueGreenConfig {
     #[serde(default)]
     pub stable: Span,
     /// How long the new pods may take to become ready. Default 10 m.
-    #[serde(default = "ten_minutes")]
+    #[serde(default = "crate::steps::ten_minutes")]
     pub deadline: Span,
     /// How often a container may be started again before it counts as hopeless. Default 0.
     #[serde(default)]
     pub restarts: u64,
-}
-
-fn ten_minutes() -> Span {
-    Span::from_secs(600)
 }
 
 /// Brings a new Deployment beside the old one, and switches a Service to it.

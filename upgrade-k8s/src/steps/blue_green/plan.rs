@@ -2,12 +2,12 @@
 
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
-use upgrade_core::sealed::SealedRef;
 use upgrade_core::step::{Change, Effect, Prepared};
 
 use super::selector::HASH;
 use super::{BlueGreen, BlueGreenOutput, BlueGreenUndo, LedService, Selector};
 use crate::difference::differences;
+use crate::kept::keep;
 use crate::kind::Kind;
 use crate::naming::beside;
 use crate::object::{Object, digest, patch};
@@ -49,8 +49,7 @@ impl BlueGreen {
             services.push(self.led(&server, service, &present).await?);
         }
         let green = beside(&self.config.deployment, "green", cx);
-        let contents = after.at("/spec/template").to_string().into_bytes();
-        let template = if cx.is_dry_run() { SealedRef::of(&contents) } else { cx.seal(&contents).await? };
+        let template = keep(cx, after.at("/spec/template")).await?;
         let lines = differences(present.at("/spec/template"), after.at("/spec/template"), false);
         let changes = [
             Change::new(Effect::Create, format!("deployment {}/{green}", self.namespace))

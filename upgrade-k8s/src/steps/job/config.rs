@@ -48,7 +48,7 @@ pub struct JobConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<Map<String, Value>>,
     /// How long it may take, its retries included. Default 10 m.
-    #[serde(default = "ten_minutes")]
+    #[serde(default = "crate::steps::ten_minutes")]
     pub deadline: Span,
     /// How often the cluster starts another pod after one has failed. Default 0: a migration is not repeated
     /// by itself.
@@ -90,10 +90,6 @@ pub struct UndoJobConfig {
     /// How often the cluster starts another pod after one has failed. Default: the step's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<u32>,
-}
-
-fn ten_minutes() -> Span {
-    Span::from_secs(600)
 }
 
 /// Names a Secret or a ConfigMap all of whose keys become variables: `secret/db`.

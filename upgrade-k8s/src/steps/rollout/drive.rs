@@ -8,6 +8,7 @@ use upgrade_core::error::{Conflict, StepError};
 
 use super::plan::parts;
 use super::{Order, RolloutOutput, RolloutStep, RolloutUndo, WorkloadUndo};
+use crate::kept::kept;
 use crate::kind::Kind;
 use crate::object::{Object, ObjectName, digest, patch};
 use crate::pods;
@@ -36,7 +37,7 @@ impl RolloutStep {
         for group in self.groups(undo).into_iter().rev() {
             let (mut labels, mut awaited) = (Vec::new(), Vec::new());
             for each in &group {
-                let Some(object) = self.restore(&server, cx, undo, each).await? else { continue };
+                let object = self.restore(&server, cx, undo, each).await?;
                 if each.waits_for_broken_pods() {
                     remove_broken(&server, undo, each, &object).await?;
                 }
@@ -81,18 +82,16 @@ impl RolloutStep {
             .await
     }
 
-    /// Puts the found template back; none where the workload itself is gone or another one, which is not
-    /// this step's doing.
+    /// Puts the found template back.
     async fn restore(
         &self,
         server: &ApiServer,
         cx: &Context,
         undo: &RolloutUndo,
         each: &WorkloadUndo,
-    ) -> Result<Option<Object>, StepError> {
+    ) -> Result<Object, StepError> {
         let name = ObjectName::new(each.workload.kind.kind(), &undo.namespace, &each.workload.name);
-        let template: Value = serde_json::from_slice(&cx.unseal(&each.template).await?)
-            .map_err(|error| StepError::permanent(format!("{name}: what was kept is damaged")).with_cause(&error))?;
+        let template: Value = kept(cx, &each.template, &name).await?;
         let replicas = each.found.replicas.and_then(|replicas| u32::try_from(replicas).ok());
         let changed = server.change(&name, |present| {
             each.must_be_the_same(&name, present)?;
@@ -104,7 +103,7 @@ impl RolloutStep {
             }
             Ok(Some(patch(present, parts(&template, replicas))))
         });
-        changed.await.map(Some)
+        changed.await
     }
 
     async fn follow(

@@ -42,15 +42,11 @@ pub struct RolloutConfig {
     #[serde(default)]
     pub order: Order,
     /// How long the rollouts may take, each one with `order: sequence`. Default 10 m.
-    #[serde(default = "ten_minutes")]
+    #[serde(default = "crate::steps::ten_minutes")]
     pub deadline: Span,
     /// How often a container may be started again before its rollout counts as hopeless. Default 0.
     #[serde(default)]
     pub restarts: u64,
-}
-
-fn ten_minutes() -> Span {
-    Span::from_secs(600)
 }
 
 /// Says in what order workloads are rolled out.

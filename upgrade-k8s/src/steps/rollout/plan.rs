@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::StepError;
-use upgrade_core::sealed::SealedRef;
 use upgrade_core::step::{Change, Effect, Prepared};
 
 use super::{RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 use crate::difference::differences;
+use crate::kept::keep;
 use crate::object::{Object, digest, patch};
 use crate::server::ApiServer;
 use crate::workload::status::{self, Rollout};
@@ -38,8 +38,7 @@ impl RolloutStep {
             if found == intended && is_complete {
                 continue;
             }
-            let contents = present.at("/spec/template").to_string().into_bytes();
-            let sealed = if cx.is_dry_run() { SealedRef::of(&contents) } else { cx.seal(&contents).await? };
+            let sealed = keep(cx, present.at("/spec/template")).await?;
             let mut lines = differences(present.at("/spec/template"), after.at("/spec/template"), false);
             if found.replicas != intended.replicas {
                 lines.push(format!("replicas: {} -> {}", shown(found.replicas), shown(intended.replicas)));
