@@ -84,6 +84,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn progress(&self, progress: Progress);
 }
 
+#[derive(Clone)]
 pub(crate) struct Parts {
     pub(crate) run: RunId,
     pub(crate) subject: String,
@@ -127,6 +128,14 @@ impl fmt::Debug for Context {
 impl Context {
     pub(crate) fn new(parts: Parts) -> Self {
         Self { parts: Arc::new(parts) }
+    }
+
+    /// Returns this call with other figures to compare with: for a check that a step asks itself, of one side
+    /// of what it measures against the other.
+    #[must_use]
+    pub fn with_baseline(&self, figures: BTreeMap<String, f64>) -> Self {
+        let baseline = Baseline { figures, facts: BTreeMap::new() };
+        Self::new(Parts { baseline, is_baseline: false, ..(*self.parts).clone() })
     }
 
     /// Returns the run that this call belongs to.

@@ -78,6 +78,7 @@ pub struct BuildContext {
     pub(crate) environment: Option<String>,
     pub(crate) to: Option<Version>,
     pub(crate) targets: BTreeMap<String, AnyTarget>,
+    checks: Arc<BTreeMap<String, Kind<Arc<dyn Check>>>>,
 }
 
 impl BuildContext {
@@ -111,6 +112,28 @@ impl BuildContext {
     pub fn with_target(mut self, name: impl Into<String>, target: AnyTarget) -> Self {
         self.targets.insert(name.into(), target);
         self
+    }
+
+    /// Lets steps ask the checks that a registry knows; a pipeline file does so of its own.
+    #[must_use]
+    pub fn with_checks(mut self, registry: &Registry) -> Self {
+        self.checks = Arc::new(registry.checks.clone());
+        self
+    }
+
+    /// Makes a check that a step asks itself, of whatever adapter it is.
+    ///
+    /// # Errors
+    /// The kind is unknown (key `uses`) or the configuration is wrong (keys below `with`).
+    pub fn check(&self, kind: &str, with: Value) -> Result<Arc<dyn Check>, BuildError> {
+        make(&self.checks, "check", kind, with, self).map_err(|error| match &error.key {
+            Some(key) if key == "uses" => error,
+            Some(key) => {
+                let key = format!("with.{key}");
+                error.at(key)
+            }
+            None => error.at("with"),
+        })
     }
 
     /// Returns a target that the pipeline names, in the adapter's own type.
@@ -324,10 +347,64 @@ fn make<T>(
     with: Value,
     cx: &BuildContext,
 ) -> Result<T, BuildError> {
-    let known = kinds.get(kind).ok_or_else(|| BuildError::new(format!("`{kind}` is not a kind of {what}")))?;
+    let known =
+        kinds.get(kind).ok_or_else(|| BuildError::new(format!("`{kind}` is not a kind of {what}")).at("uses"))?;
     (known.make)(with, cx).map_err(|error| match error {
         MakeError::Shape { message, path } if path.is_empty() => BuildError::new(message),
         MakeError::Shape { message, path } => BuildError::new(message).at(path.join(".")),
         MakeError::Build(error) => error,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use serde::Deserialize;
+    use serde_json::json;
+
+    use super::*;
+    use crate::context::Context;
+    use crate::error::CheckError;
+    use crate::testkit::TestContext;
+    use crate::verdict::{Limit, Status, Verdict};
+
+    #[derive(Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Figure {
+        value: f64,
+    }
+
+    struct FigureCheck(f64);
+
+    #[async_trait]
+    impl Check for FigureCheck {
+        async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
+            let limit = Limit { max_rise: Some(1.0), ..Limit::default() };
+            let baseline = cx.baseline("value").map(|value| ("value".to_owned(), value));
+            let verdict = Verdict::pass("measured").with_measurement("value", self.0);
+            Ok(verdict.held_to(&[("value".to_owned(), limit)].into(), &baseline.into_iter().collect()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_step_asks_checks_of_others_and_gives_them_what_to_compare_with() {
+        let mut registry = Registry::new();
+        registry.check("figure", "Measures", |config: Figure, _: &BuildContext| Ok(FigureCheck(config.value)));
+        let build = BuildContext::new("/").with_checks(&registry);
+        let check = build.check("figure", json!({ "value": 3.0 })).expect("a check");
+        let cx = TestContext::new("step").forward();
+        for (baseline, status) in [(None, Status::Unknown), (Some(2.5), Status::Pass), (Some(1.0), Status::Fail)] {
+            let figures = baseline.map(|value| ("value".to_owned(), value)).into_iter().collect();
+            let verdict = check.check(&cx.with_baseline(figures)).await.expect("a verdict");
+            assert_eq!(verdict.status, status, "{verdict:?}");
+        }
+        for (kind, with, key) in [
+            ("figures", json!({ "value": 3.0 }), "uses"),
+            ("figure", json!({ "value": "x" }), "with.value"),
+            ("figure", json!({ "valu": 3.0 }), "with.valu"),
+        ] {
+            let error = build.check(kind, with).err().expect("an error");
+            assert_eq!(error.key.as_deref(), Some(key), "{error}");
+        }
+    }
 }

@@ -117,7 +117,12 @@ pub fn parse(
     if let Some(error) = collect(&variables.mistakes) {
         return Err(error);
     }
-    let mut reader = Reader { registry, cx: BuildContext::new(base_dir), mistakes: Vec::new(), broken: Vec::new() };
+    let mut reader = Reader {
+        registry,
+        cx: BuildContext::new(base_dir).with_checks(registry),
+        mistakes: Vec::new(),
+        broken: Vec::new(),
+    };
     let pipeline = assemble::assemble(&mut reader, &document);
     match (pipeline, collect(&reader.mistakes)) {
         (Some(mut pipeline), None) => {
