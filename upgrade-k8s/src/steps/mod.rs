@@ -1,15 +1,21 @@
 //! The kinds of steps, one module each.
 
+mod analysis;
 mod apply;
 mod blue_green;
+mod canary;
 mod config;
 mod job;
+mod pair;
 mod rollout;
 
+pub use analysis::AnalysisConfig;
 pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
-pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, LedService};
+pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo};
+pub use canary::{Canary, CanaryConfig, CanaryOutput, CanaryUndo, PausedWeightConfig, RouteUndo, WeightConfig};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
 pub use job::{EnvSource, JobConfig, JobOutput, JobStep, JobUndo, UndoJobConfig, UndoableJob};
+pub use pair::{LedService, PairUndo};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 
 use upgrade_core::AnyStep;
@@ -28,6 +34,11 @@ pub(crate) fn register(registry: &mut Registry) {
         "k8s.blue_green",
         "Brings a new Deployment beside the old one, and switches a Service to it",
         reversible(BlueGreen::from_config),
+    );
+    registry.step(
+        "k8s.canary",
+        "Lets a new Deployment have more and more of the traffic, as long as what is measured allows it",
+        reversible(Canary::from_config),
     );
     registry.step(
         "k8s.config",

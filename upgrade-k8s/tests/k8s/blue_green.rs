@@ -44,7 +44,7 @@ pub(crate) fn populate(corner: &Corner, replicas: u32) {
     await_endpoints(corner, replicas as usize);
 }
 
-fn endpoints(cluster: &Cluster, namespace: &str, name: &str) -> Vec<String> {
+pub(crate) fn endpoints(cluster: &Cluster, namespace: &str, name: &str) -> Vec<String> {
     let text = cluster.kubectl(["--namespace", namespace, "get", "endpoints", name, "--output", "json"]);
     let object = Object(serde_json::from_str(&text).unwrap());
     let addresses = object.list("/subsets").flat_map(|subset| subset["addresses"].as_array().into_iter().flatten());
@@ -60,13 +60,13 @@ fn await_endpoints(corner: &Corner, count: usize) {
 }
 
 /// Samples every 100 ms how many ready pods the Service leads to.
-struct Watch {
+pub(crate) struct Watch {
     over: Arc<AtomicBool>,
     samples: std::thread::JoinHandle<Vec<usize>>,
 }
 
 impl Watch {
-    fn over(corner: &Corner) -> Self {
+    pub(crate) fn over(corner: &Corner) -> Self {
         let (cluster, namespace) = (corner.namespace.cluster().clone(), corner.namespace.name.clone());
         let over = Arc::new(AtomicBool::new(false));
         let ended = over.clone();
@@ -81,7 +81,7 @@ impl Watch {
         Self { over, samples }
     }
 
-    fn least(self) -> usize {
+    pub(crate) fn least(self) -> usize {
         self.over.store(true, Ordering::Relaxed);
         let samples = self.samples.join().unwrap();
         println!("{samples:?}");

@@ -4,6 +4,7 @@
 
 mod apply;
 mod blue_green;
+mod canary;
 mod checks;
 mod config;
 mod documentation;

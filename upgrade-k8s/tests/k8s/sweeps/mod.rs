@@ -5,6 +5,7 @@
 
 mod apply;
 mod blue_green;
+mod canary;
 mod config;
 mod job;
 mod rollout;

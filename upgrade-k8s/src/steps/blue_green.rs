@@ -1,8 +1,7 @@
 //! `k8s.blue_green`: a second Deployment beside the first, traffic switched to it, and the first kept until commit.
 //!
-//! A Service follows labels, and the pods of both bear those of the application. What tells them apart is
-//! the label `pod-template-hash` that every ReplicaSet gives its pods: the Service is pinned by it to one
-//! side before the other one is made, and led from one to the other by a single write.
+//! The Service is pinned to one side before the other one is made, and led from one to the other by a single
+//! write; how, is told in [`pair`](super::pair).
 //!
 //! ```text
 //!            pin            make green, await, preview           switch
@@ -14,32 +13,32 @@
 //!                 remove green, unpin
 //! ```
 
-mod drive;
-mod plan;
-mod selector;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use upgrade_core::check::Check;
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 use upgrade_core::registry::{BuildContext, BuildError};
-use upgrade_core::sealed::SealedRef;
-use upgrade_core::step::{Prepared, Rollback, Step};
+use upgrade_core::step::{Change, Effect, Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 use upgrade_core::units::Span;
 
-use super::rollout::WorkloadConfig;
-use crate::kind::Kind;
-use crate::object::ObjectName;
+use super::analysis::{Analysis, AnalysisConfig, SideNames};
+use super::pair::{Pair, PairUndo, Planned};
+use super::rollout::images_of;
 use crate::target::{Cluster, check_name};
-use crate::workload::{WorkloadKind, WorkloadName};
+use crate::workload::progress::Patience;
+use crate::workload::references::References;
+use crate::workload::template::TemplateChanges;
 
-pub(super) use selector::Selector;
+/// How the two sides are called in the configuration of an analysis.
+const SIDES: [&str; 2] = ["green", "blue"];
 
 /// Configures `k8s.blue_green`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -70,6 +69,9 @@ pub struct BlueGreenConfig {
     /// How long the new pods must have been ready before the switch. Default 0 s.
     #[serde(default)]
     pub stable: Span,
+    /// The checks that the new side must pass before the switch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub analysis: Vec<AnalysisConfig>,
     /// How long the new pods may take to become ready. Default 10 m.
     #[serde(default = "crate::steps::ten_minutes")]
     pub deadline: Span,
@@ -82,43 +84,12 @@ pub struct BlueGreenConfig {
 #[derive(Debug, Clone)]
 pub struct BlueGreen {
     config: BlueGreenConfig,
-    cluster: Arc<Cluster>,
-    namespace: String,
+    pair: Pair,
+    analysis: Analysis,
 }
 
 /// Holds what the way back, and the commit, need.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlueGreenUndo {
-    /// The namespace.
-    pub namespace: String,
-    /// The Deployment that was found.
-    pub deployment: String,
-    /// What tells it from another of that name.
-    pub uid: String,
-    /// The digest of its pod template.
-    pub found: String,
-    /// The digest of the template that is intended.
-    pub intended: String,
-    /// The template that is intended, sealed: its variables may be secret.
-    pub template: SealedRef,
-    /// The `pod-template-hash` of its pods.
-    pub blue: String,
-    /// The name of the Deployment that is made.
-    pub green: String,
-    /// The Services that are led, the one with the traffic first.
-    pub services: Vec<LedService>,
-}
-
-/// Names a Service that is led from one side to the other.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LedService {
-    /// Its name.
-    pub name: String,
-    /// What tells it from another of that name.
-    pub uid: String,
-    /// Its selector as it was found.
-    pub selector: BTreeMap<String, String>,
-}
+pub type BlueGreenUndo = PairUndo;
 
 /// Tells what has the traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +104,7 @@ impl BlueGreen {
     /// Makes the step from its configuration.
     ///
     /// # Errors
-    /// There is no such target, or nothing is asked for.
+    /// There is no such target, nothing is asked for, or a check of the analysis cannot be made.
     pub fn from_config(config: BlueGreenConfig, cx: &BuildContext) -> Result<Self, BuildError> {
         let cluster = Cluster::named(config.target.as_deref(), cx)?;
         let namespace = config.namespace.clone().unwrap_or_else(|| cluster.namespace().to_owned());
@@ -148,34 +119,35 @@ impl BlueGreen {
                     .with_hint("name another Service of the same pods, or leave it out"));
             }
         }
-        let step = Self { config, cluster, namespace };
-        if step.changes().template().is_empty() {
-            return Err(BuildError::new(format!("nothing changes in {}", step.config.deployment))
+        let template = TemplateChanges {
+            images: config.images.clone(),
+            env: config.env.clone(),
+            annotations: config.annotations.clone(),
+            references: References::new(),
+        };
+        if template.is_empty() {
+            return Err(BuildError::new(format!("nothing changes in {}", config.deployment))
                 .at("images")
                 .with_hint("say what: `images`, `env`, `annotations`"));
         }
-        Ok(step)
+        let pair = Pair {
+            cluster,
+            namespace,
+            deployment: config.deployment.clone(),
+            services: [Some(config.service.clone()), config.preview.clone()].into_iter().flatten().collect(),
+            role: "green",
+            template,
+            patience: Patience { deadline: config.deadline.0, restarts: config.restarts },
+        };
+        let analysis = Analysis::new(&config.analysis, SIDES, cx)?;
+        Ok(Self { config, pair, analysis })
     }
 
-    fn changes(&self) -> WorkloadConfig {
-        WorkloadConfig {
-            images: self.config.images.clone(),
-            env: self.config.env.clone(),
-            annotations: self.config.annotations.clone(),
-            ..WorkloadConfig::of(self.workload(&self.config.deployment))
-        }
-    }
-
-    fn workload(&self, name: &str) -> WorkloadName {
-        WorkloadName { kind: WorkloadKind::Deployment, name: name.to_owned() }
-    }
-
-    fn deployment(&self, name: &str) -> ObjectName {
-        ObjectName::new(Kind::deployment(), &self.namespace, name)
-    }
-
-    fn service(&self, name: &str) -> ObjectName {
-        ObjectName::new(Kind::service(), &self.namespace, name)
+    /// Adds a check that a program made itself to the analysis; `how` says how often it is asked.
+    #[must_use]
+    pub fn with_check(mut self, name: &str, check: Arc<dyn Check>, how: AnalysisConfig) -> Self {
+        self.analysis.add(name, check, how);
+        self
     }
 }
 
@@ -186,15 +158,45 @@ impl Step for BlueGreen {
     type Output = BlueGreenOutput;
 
     async fn prepare(&self, cx: &Context) -> Result<Prepared<BlueGreenUndo, BlueGreenOutput>, StepError> {
-        self.plan(cx).await
+        let server = self.pair.cluster.connect(cx).await?;
+        let (undo, lines) = match self.pair.plan(&server, cx).await? {
+            Planned::Beside(undo, lines) => (undo, lines),
+            Planned::Already(there) => {
+                let deployment = self.config.deployment.clone();
+                let output = BlueGreenOutput { deployment, images: images_of(&there) };
+                return Ok(Prepared::unchanged(output, "it runs with these settings already"));
+            }
+        };
+        let changes = [
+            Change::new(Effect::Create, format!("deployment {}/{}", undo.namespace, undo.green)).with_summary(lines),
+            Change::new(Effect::Modify, self.pair.service(&self.config.service).to_string())
+                .with_summary(format!("switched to it; {} is kept until commit", self.config.deployment)),
+        ];
+        Ok(Prepared::change(*undo, changes))
     }
 
     async fn apply(&self, cx: &Context, undo: &BlueGreenUndo) -> Result<BlueGreenOutput, StepError> {
-        self.forward(cx, undo).await
+        let sides = self.pair.sides(cx, undo).await?;
+        sides.hold().await?;
+        let green = sides.make(None).await?;
+        let hash = sides.green_complete().await?;
+        for preview in undo.services.iter().skip(1) {
+            sides.pin(preview, &hash).await?;
+        }
+        sides.stay(self.config.stable.0).await?;
+        let names = SideNames { new: (SIDES[0], &hash), old: (SIDES[1], &undo.blue) };
+        self.analysis.passes(cx, &names, Duration::ZERO, &undo.green).await?;
+        for service in &undo.services {
+            sides.switch(service, &undo.green, &hash).await?;
+        }
+        Ok(BlueGreenOutput { deployment: undo.green.clone(), images: images_of(&green) })
     }
 
     async fn commit(&self, cx: &Context, undo: &BlueGreenUndo) -> Result<(), StepError> {
-        self.finish(cx, undo).await
+        let sides = self.pair.sides(cx, undo).await?;
+        let hash = sides.renew().await?;
+        sides.settle(&hash).await?;
+        sides.end().await
     }
 
     fn definition(&self) -> Value {
@@ -202,15 +204,15 @@ impl Step for BlueGreen {
     }
 
     fn targets(&self) -> Vec<Arc<dyn Target>> {
-        let services = [Some(&self.config.service), self.config.preview.as_ref()].into_iter().flatten();
-        let services = services.map(|name| self.cluster.resource(&self.service(name)));
-        [self.cluster.resource(&self.deployment(&self.config.deployment))].into_iter().chain(services).collect()
+        self.pair.targets()
     }
 }
 
 #[async_trait]
 impl Rollback for BlueGreen {
     async fn rollback(&self, cx: &Context, undo: &BlueGreenUndo, _: Option<&BlueGreenOutput>) -> Result<(), StepError> {
-        self.back(cx, undo).await
+        let sides = self.pair.sides(cx, undo).await?;
+        sides.release().await?;
+        sides.end().await
     }
 }

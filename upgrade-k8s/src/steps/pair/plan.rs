@@ -1,11 +1,10 @@
-//! What `prepare` finds, and what it refuses.
+//! What is found of a pair, and what is refused.
 
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
-use upgrade_core::step::{Change, Effect, Prepared};
 
 use super::selector::HASH;
-use super::{BlueGreen, BlueGreenOutput, BlueGreenUndo, LedService, Selector};
+use super::{LedService, Pair, PairUndo, Selector};
 use crate::difference::differences;
 use crate::kept::keep;
 use crate::kind::Kind;
@@ -13,17 +12,23 @@ use crate::naming::beside;
 use crate::object::{Object, digest, patch};
 use crate::pods;
 use crate::server::ApiServer;
-use crate::steps::rollout::images_of;
 use crate::workload::WorkloadKind;
 use crate::workload::status::{self, Rollout};
 
-impl BlueGreen {
-    pub(super) async fn plan(&self, cx: &Context) -> Result<Prepared<BlueGreenUndo, BlueGreenOutput>, StepError> {
-        let server = self.cluster.connect(cx).await?;
-        let name = self.deployment(&self.config.deployment);
+/// Says what is to be done with a Deployment.
+pub(in crate::steps) enum Planned {
+    /// Nothing: it runs so already.
+    Already(Object),
+    /// A second one is to be made; in a few words, what differs.
+    Beside(Box<PairUndo>, String),
+}
+
+impl Pair {
+    pub(in crate::steps) async fn plan(&self, server: &ApiServer, cx: &Context) -> Result<Planned, StepError> {
+        let name = self.deployment(&self.deployment);
         let (present, after) = server
             .try_change(&name, |present| {
-                let template = self.changes().template().applied_to(present.at("/spec/template")).map_err(|error| {
+                let template = self.template.applied_to(present.at("/spec/template")).map_err(|error| {
                     StepError::permanent(format!("{name}: {error}")).with_hint("correct the container's name")
                 })?;
                 Ok(patch(present, [("/spec/template".to_owned(), Some(template))]))
@@ -32,43 +37,34 @@ impl BlueGreen {
         let (found, intended) = (digest(present.at("/spec/template")), digest(after.at("/spec/template")));
         let is_complete = status::of(WorkloadKind::Deployment, &present) == Rollout::Complete;
         if found == intended && is_complete {
-            let output = BlueGreenOutput { deployment: self.config.deployment.clone(), images: images_of(&after) };
-            return Ok(Prepared::unchanged(output, "it runs with these settings already"));
+            return Ok(Planned::Already(after));
         }
         if !is_complete {
             return Err(StepError::permanent(format!("{name} is in the middle of a rollout"))
                 .with_hint(format!("wait for it, or mend it: `kubectl rollout status deployment/{}`", name.name)));
         }
-        let Some(blue) = hash_of(&server, &present, &self.namespace).await? else {
+        let Some(blue) = hash_of(server, &present, &self.namespace).await? else {
             return Err(StepError::permanent(format!("{name} has no ReplicaSet of its template"))
                 .with_hint("see whether its controller works: `kubectl describe deployment`"));
         };
-        let names = [Some(&self.config.service), self.config.preview.as_ref()];
         let mut services = Vec::new();
-        for service in names.into_iter().flatten() {
-            services.push(self.led(&server, service, &present).await?);
+        for service in &self.services {
+            services.push(self.led(server, service, &present).await?);
         }
-        let green = beside(&self.config.deployment, "green", cx);
         let template = keep(cx, after.at("/spec/template")).await?;
         let lines = differences(present.at("/spec/template"), after.at("/spec/template"), false);
-        let changes = [
-            Change::new(Effect::Create, format!("deployment {}/{green}", self.namespace))
-                .with_summary(lines.join("; ")),
-            Change::new(Effect::Modify, self.service(&self.config.service).to_string())
-                .with_summary(format!("switched to it; {} is kept until commit", self.config.deployment)),
-        ];
-        let undo = BlueGreenUndo {
+        let undo = PairUndo {
             namespace: self.namespace.clone(),
-            deployment: self.config.deployment.clone(),
+            deployment: self.deployment.clone(),
             uid: present.uid().to_owned(),
             found,
             intended,
             template,
             blue,
-            green,
+            green: beside(&self.deployment, self.role, cx),
             services,
         };
-        Ok(Prepared::change(undo, changes))
+        Ok(Planned::Beside(Box::new(undo), lines.join("; ")))
     }
 
     /// Looks at a Service that is to be led.
