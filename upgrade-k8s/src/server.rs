@@ -9,11 +9,12 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 use upgrade_core::context::Context;
-use upgrade_core::error::StepError;
+use upgrade_core::error::{Conflict, StepError};
 use url::form_urlencoded;
 
 use crate::error::{Answer, KubeError, cancelled, found, not_cancelled};
 use crate::kind::{Discovered, Kind};
+use crate::naming::{is_ours, put_mark};
 use crate::object::{Object, ObjectName};
 
 /// The name under which the cluster records who owns a field.
@@ -191,6 +192,44 @@ impl ApiServer {
         let body = Some((JSON, body.to_string().into_bytes()));
         let ask = Ask { method: Method::POST, path: &path, query: &query, body };
         self.patiently(ask, &|| format!("creating {name}")).await.map(Object)
+    }
+
+    /// Creates an object that the call's step makes, or finds the one that it made before: an answer that was
+    /// lost, and a call that was cut off, make nothing twice.
+    ///
+    /// # Errors
+    /// Somebody else made one of that name, which is a conflict; the call is cancelled; and as [`ApiServer`]
+    /// says.
+    pub async fn create_own(&self, name: &ObjectName, body: &Value) -> Result<Object, StepError> {
+        let mut body = body.clone();
+        put_mark(&mut body, &self.cx);
+        let mut attempt = 1;
+        loop {
+            if let Some(there) = self.get_own(name).await? {
+                return Ok(there);
+            }
+            not_cancelled(&self.cx)?;
+            match self.create(name, &body).await {
+                Err(error) if error.is_in_conflict() && attempt < WRITERS => attempt += 1,
+                created => return Ok(created?),
+            }
+        }
+    }
+
+    /// Returns the object that the call's step made under this name, if it is there.
+    ///
+    /// # Errors
+    /// Somebody else made one of that name, which is a conflict; and as [`ApiServer`] says.
+    pub async fn get_own(&self, name: &ObjectName) -> Result<Option<Object>, StepError> {
+        match self.get(name).await? {
+            Some(there) if !is_ours(&there, &self.cx) => Err(StepError::conflict(Conflict {
+                subject: name.to_string(),
+                found: "absent".into(),
+                intended: "made by this step".into(),
+                present: "made by somebody else".into(),
+            })),
+            there => Ok(there),
+        }
     }
 
     /// Asks whether the cluster would take an object, and creates nothing.

@@ -28,6 +28,7 @@ impl Pages {
         register(&mut registry);
         // Where an example takes the version that its pipeline would name.
         cx.to.get_or_insert(Version::new(1, 1, 0));
+        let cx = cx.with_checks(&registry);
         let adapter = adapter.as_ref();
         Self { registry, cx, docs: adapter.join("../docs"), readme: adapter.join("README.md") }
     }

@@ -8,6 +8,7 @@ mod canary;
 mod checks;
 mod config;
 mod documentation;
+mod faults;
 mod formats;
 mod foundation;
 mod job;

@@ -10,8 +10,6 @@ use upgrade_core::units::Span;
 
 use super::plan::pods_of;
 use super::{Canary, CanaryOutput, CanaryUndo, PausedWeightConfig, RouteUndo, SIDES, WeightConfig, route};
-use crate::error::not_cancelled;
-use crate::naming::{is_ours, put_mark};
 use crate::object::patch;
 use crate::server::Deletion;
 use crate::steps::analysis::SideNames;
@@ -111,24 +109,16 @@ impl Canary {
         let found = &sides.undo.services[0];
         let name = self.pair.service(&route.service);
         let selector = Selector(found.selector.clone()).pinned(hash);
-        let there = match sides.server.get(&name).await? {
-            Some(there) if is_ours(&there, sides.cx) => there,
-            Some(_) => return Err(conflict(&name.to_string(), "absent", "made by this step", "made by somebody else")),
-            None => {
-                let stable = sides.server.require(&self.pair.service(&found.name)).await?;
-                let mut ports = stable.at("/spec/ports").clone();
-                for port in ports.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
-                    port.remove("nodePort");
-                }
-                let mut body = json!({
-                    "apiVersion": "v1", "kind": "Service", "metadata": { "name": route.service },
-                    "spec": { "ports": ports, "selector": selector.value() },
-                });
-                put_mark(&mut body, sides.cx);
-                not_cancelled(sides.cx)?;
-                sides.server.create(&name, &body).await?
-            }
-        };
+        let stable = sides.server.require(&self.pair.service(&found.name)).await?;
+        let mut ports = stable.at("/spec/ports").clone();
+        for port in ports.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            port.remove("nodePort");
+        }
+        let body = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": route.service },
+            "spec": { "ports": ports, "selector": selector.value() },
+        });
+        let there = sides.server.create_own(&name, &body).await?;
         Ok(LedService { name: route.service.clone(), uid: there.uid().to_owned(), selector: selector.0 })
     }
 
@@ -164,7 +154,7 @@ impl Canary {
     async fn end(&self, sides: &Sides<'_>, undo: &CanaryUndo) -> Result<(), StepError> {
         if let Some(route) = &undo.route {
             let name = self.pair.service(&route.service);
-            if let Some(there) = sides.server.get(&name).await?.filter(|there| is_ours(there, sides.cx)) {
+            if let Some(there) = sides.server.get_own(&name).await? {
                 let how = Deletion { uid: Some(there.uid().to_owned()), ..Deletion::default() };
                 sides.server.delete(&name, &how).await?;
                 sides.server.await_gone(&name, there.uid()).await?;

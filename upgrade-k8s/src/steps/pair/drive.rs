@@ -12,7 +12,7 @@ use super::{LedService, Selector, Sides, conflict};
 use crate::error::not_cancelled;
 use crate::kept::kept;
 use crate::kind::Kind;
-use crate::naming::{MARK, is_ours, mark, put_mark, selector};
+use crate::naming::{MARK, mark, selector};
 use crate::object::{Object, ObjectName, digest, patch};
 use crate::server::Deletion;
 use crate::workload::progress::Rollouts;
@@ -62,9 +62,7 @@ impl Sides<'_> {
                 labels.insert(MARK.into(), json!(mark(self.cx)));
             }
         }
-        put_mark(&mut body, self.cx);
-        not_cancelled(self.cx)?;
-        Ok(self.server.create(&name, &body).await?)
+        self.server.create_own(&name, &body).await
     }
 
     /// Returns the Deployment that was found, as it is now.
@@ -73,17 +71,8 @@ impl Sides<'_> {
     }
 
     /// Returns the second Deployment, if it is there.
-    ///
-    /// # Errors
-    /// Somebody else made one of that name, which is a conflict.
     async fn green(&self) -> Result<Option<Object>, StepError> {
-        let name = self.pair.deployment(&self.undo.green);
-        match self.server.get(&name).await? {
-            Some(green) if !is_ours(&green, self.cx) => {
-                Err(conflict(&name.to_string(), "absent", "made by this step", "made by somebody else"))
-            }
-            green => Ok(green),
-        }
+        self.server.get_own(&self.pair.deployment(&self.undo.green)).await
     }
 
     /// Lets the second Deployment have so many pods.

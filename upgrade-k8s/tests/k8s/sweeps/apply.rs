@@ -5,7 +5,7 @@
 use super::{Case, notices_every_seeded_defect, sweep};
 use crate::world::Corner;
 
-const CASE: Case = Case {
+pub(crate) const CASE: Case = Case {
     setup: |corner| {
         corner.namespace.kubectl(&["create", "configmap", "shop", "--from-literal", "MODE=old"]);
         corner.deployment("web", "shop/web:1", 1);

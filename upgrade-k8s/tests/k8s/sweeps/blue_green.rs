@@ -4,7 +4,7 @@
 
 use super::{Case, notices_every_seeded_defect, sweep};
 
-const CASE: Case = Case {
+pub(crate) const CASE: Case = Case {
     setup: |corner| {
         crate::blue_green::populate(corner, 1);
         corner.deployment("api", "shop/api:1", 1);

@@ -23,7 +23,7 @@ steps:
     };
 }
 
-const ONE: Case = Case {
+pub(crate) const ONE: Case = Case {
     setup: |corner| {
         corner.namespace.kubectl(&["create", "configmap", "effects", "--from-literal", "lines=one\n"]);
     },

@@ -3,12 +3,12 @@
 
 #![cfg(test)]
 
-mod apply;
-mod blue_green;
-mod canary;
-mod config;
-mod job;
-mod rollout;
+pub(crate) mod apply;
+pub(crate) mod blue_green;
+pub(crate) mod canary;
+pub(crate) mod config;
+pub(crate) mod job;
+pub(crate) mod rollout;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
