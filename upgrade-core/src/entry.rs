@@ -114,6 +114,13 @@ pub enum Cause {
         /// Which, and by how much.
         message: String,
     },
+    /// A run of another machine has claimed a target.
+    Claimed {
+        /// Which, by whom, and since when.
+        message: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// Nobody confirmed the upgrade in time.
     NotConfirmed {
         /// When the time was up.
@@ -137,6 +144,7 @@ impl fmt::Display for Cause {
             }
             Cause::Operator { actor, reason } => write!(f, "{actor}: {reason}"),
             Cause::Budget { message } => f.write_str(message),
+            Cause::Claimed { message, hint } => write!(f, "{message}; {hint}"),
             Cause::NotConfirmed { deadline } => write!(f, "not confirmed by {deadline}"),
             Cause::Unresponsive { step, direction } => {
                 write!(f, "step `{step}` ({direction}) did not return after its cancellation")

@@ -16,6 +16,7 @@
 //! that links this crate chooses the one version feature of `k8s-openapi` that it must have.
 
 pub mod checks;
+mod claims;
 mod connection;
 pub mod difference;
 pub mod error;

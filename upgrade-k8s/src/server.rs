@@ -58,6 +58,8 @@ pub struct ApiServer {
 pub struct Deletion {
     /// The object must be this one.
     pub uid: Option<String>,
+    /// Nobody must have written to it since it had this resource version.
+    pub version: Option<String>,
     /// How long a pod may take to end; its own setting where this is none.
     pub grace: Option<Duration>,
     /// Leaves what the object owns where it is.
@@ -312,7 +314,10 @@ impl ApiServer {
             "propagationPolicy": if how.orphan { "Orphan" } else { "Background" },
         });
         if let Some(uid) = &how.uid {
-            options["preconditions"] = json!({ "uid": uid });
+            options["preconditions"]["uid"] = json!(uid);
+        }
+        if let Some(version) = &how.version {
+            options["preconditions"]["resourceVersion"] = json!(version);
         }
         if let Some(grace) = how.grace {
             options["gracePeriodSeconds"] = grace.as_secs().into();

@@ -13,9 +13,10 @@ use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
 use upgrade_core::names::LockName;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
-use upgrade_core::target::Target;
+use upgrade_core::target::{Claims, Target};
 use upgrade_core::units::Span;
 
+use crate::claims::NamespaceClaims;
 use crate::connection::Endpoint;
 use crate::error::KubeError;
 use crate::kind::{Discovered, Kind};
@@ -39,6 +40,10 @@ pub struct ClusterConfig {
     /// How long the API server may take to answer one request. Default 30 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+    /// Whether a Lease in the namespace keeps out runs from machines that share no journal with this one.
+    /// Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<bool>,
 }
 
 pub(crate) fn register(registry: &mut Registry) {
@@ -54,6 +59,7 @@ pub struct Cluster {
     endpoint: Endpoint,
     namespace: String,
     timeout: Duration,
+    lease: bool,
     client: Arc<OnceCell<Client>>,
     discovered: Arc<Mutex<Discovered>>,
 }
@@ -78,7 +84,8 @@ impl Cluster {
         let namespace = config.namespace.unwrap_or_else(|| endpoint.namespace.clone());
         check_name(&namespace, "namespace")?;
         let timeout = config.timeout.map_or(Duration::from_secs(30), |span| span.0);
-        Ok(Self { endpoint, namespace, timeout, client: Arc::default(), discovered: Arc::default() })
+        let lease = config.lease.unwrap_or(true);
+        Ok(Self { endpoint, namespace, timeout, lease, client: Arc::default(), discovered: Arc::default() })
     }
 
     /// Returns the target that a step or check names, or the cluster that `kubectl` would use.
@@ -120,9 +127,24 @@ impl Cluster {
 
     /// Names a part of the cluster as what a step changes, where it is more than one object.
     pub fn part(&self, kind: &str, name: &str) -> Arc<dyn Target> {
-        let resource = format!("{} {kind} {name}", self.endpoint.server);
-        let lock = LockName::new("k8s", &resource.escape_debug().to_string()).expect("an escaped text is printable");
+        let lock = self.lock_of(&format!(" {kind} {name}"));
         Arc::new(Resource { cluster: self.clone(), lock })
+    }
+}
+
+impl Cluster {
+    /// Returns the address of the API server as it stands in the names of locks.
+    pub(crate) fn escaped_server(&self) -> String {
+        self.endpoint.server.escape_debug().to_string()
+    }
+
+    fn lock_of(&self, part: &str) -> LockName {
+        let resource = format!("{}{}", self.escaped_server(), part.escape_debug());
+        LockName::new("k8s", &resource).expect("an escaped text is printable")
+    }
+
+    fn claimed_by_lease(&self) -> Option<Arc<dyn Claims>> {
+        self.lease.then(|| Arc::new(NamespaceClaims { cluster: self.clone() }) as Arc<dyn Claims>)
     }
 }
 
@@ -150,7 +172,12 @@ pub(crate) fn check_name(name: &str, key: &str) -> Result<(), BuildError> {
 #[async_trait]
 impl Target for Cluster {
     fn lock(&self) -> LockName {
-        LockName::new("k8s", &self.endpoint.server.escape_debug().to_string()).expect("an escaped text is printable")
+        // Upgrades of other namespaces are others' own.
+        self.lock_of(&format!(" namespace {}", self.namespace))
+    }
+
+    fn claims(&self) -> Option<Arc<dyn Claims>> {
+        self.claimed_by_lease()
     }
 
     /// The uid of `kube-system`, which a cluster keeps for life; where this user may not read it, that of
@@ -194,6 +221,10 @@ impl Target for Resource {
 
     async fn identity(&self, cx: &Context) -> Result<String, StepError> {
         self.cluster.identity(cx).await
+    }
+
+    fn claims(&self) -> Option<Arc<dyn Claims>> {
+        self.cluster.claimed_by_lease()
     }
 }
 

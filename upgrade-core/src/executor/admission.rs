@@ -59,7 +59,7 @@ fn attached(lease: &Lease) -> Entry {
 }
 
 /// Lists the targets of a pipeline, one for each lock name.
-fn targets(pipeline: &Pipeline) -> BTreeMap<LockName, Arc<dyn Target>> {
+pub(super) fn targets(pipeline: &Pipeline) -> BTreeMap<LockName, Arc<dyn Target>> {
     let of_steps = pipeline.steps.values().map(|node| match &node.source {
         StepSource::Ready(step) => step.erased().targets(),
         StepSource::Deferred(step) => step.targets.clone(),

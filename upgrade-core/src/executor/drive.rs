@@ -51,11 +51,11 @@ struct Flight {
 }
 
 pub(crate) struct Driver<'a> {
-    executor: &'a Executor,
-    pipeline: Arc<Pipeline>,
+    pub(super) executor: &'a Executor,
+    pub(super) pipeline: Arc<Pipeline>,
     lease: Arc<Lease>,
-    run: Run,
-    caller: Caller,
+    pub(super) run: Run,
+    pub(super) caller: Caller,
     tasks: JoinSet<Ended>,
     flights: BTreeMap<Id, Flight>,
     in_flight: BTreeSet<Call>,
@@ -63,7 +63,7 @@ pub(crate) struct Driver<'a> {
     samples: mpsc::UnboundedReceiver<Sample>,
     guards: Guards,
     /// Entries that are decided and not yet durable.
-    pending: Vec<Entry>,
+    pub(super) pending: Vec<Entry>,
     /// Who waits for those entries.
     waiting: Vec<oneshot::Sender<()>>,
     undo_estimates_ms: BTreeMap<StepId, u64>,
@@ -134,6 +134,7 @@ impl<'a> Driver<'a> {
     /// Makes the pending entries durable and tells who waits for them.
     pub(crate) async fn flush(&mut self) -> Result<(), ExecutorError> {
         if !self.pending.is_empty() {
+            self.release().await;
             let at = self.run.entries() - self.pending.len() as u64;
             let records = self.executor.journal.append(&self.lease, self.run.id(), at, &self.pending).await?;
             self.pending.clear();

@@ -2,6 +2,7 @@
 
 mod admission;
 mod calls;
+mod claims;
 mod clock;
 pub mod decide;
 mod drive;
@@ -353,6 +354,7 @@ impl Executor {
         }
         // Durable before anything else: from here on the run blocks others, whatever happens.
         driver.flush().await?;
+        driver.claim().await?;
         Ok(driver)
     }
 }

@@ -6,6 +6,7 @@ mod apply;
 mod blue_green;
 mod canary;
 mod checks;
+mod claims;
 mod config;
 mod documentation;
 mod faults;

@@ -47,9 +47,7 @@ fn live(
     let before = (case.observe)(&corner);
     let verify = match way {
         Way::Forward => "",
-        Way::Back => {
-            "verify:\n  - { uses: k8s.cluster, with: { target: cluster, version: \">=99\" }, retry: { times: 0 } }\n"
-        }
+        Way::Back => "verify:\n  - { uses: k8s.cluster, with: { target: cluster, version: \">=99\" } }\n",
     };
     let document = format!(
         "targets: {{ cluster: {{ uses: k8s, with: {{ kubeconfig: \"{}\", namespace: {}, timeout: {TIMEOUT} }} }} }}\n{}{verify}",
@@ -126,7 +124,7 @@ faults! {
     an_apply_survives_faults, campaign_faults_of_apply: crate::sweeps::apply::CASE, 23;
     a_switch_survives_faults, campaign_faults_of_blue_green: crate::sweeps::blue_green::CASE, 37;
     a_canary_survives_faults, campaign_faults_of_canary: crate::sweeps::canary::ROUTED, 37;
-    a_configuration_survives_faults, campaign_faults_of_config: crate::sweeps::config::CASE, 29;
-    a_job_survives_faults, campaign_faults_of_job: crate::sweeps::job::ONE, 29;
+    a_configuration_survives_faults, campaign_faults_of_config: crate::sweeps::config::CASE, 11;
+    a_job_survives_faults, campaign_faults_of_job: crate::sweeps::job::ONE, 11;
     a_rollout_survives_faults, campaign_faults_of_rollout: crate::sweeps::rollout::CASE, 23;
 }
