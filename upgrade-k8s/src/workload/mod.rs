@@ -3,6 +3,7 @@
 pub mod failure;
 pub mod progress;
 pub mod references;
+pub(crate) mod revision;
 pub mod status;
 pub mod template;
 

@@ -13,6 +13,7 @@ mod faults;
 mod formats;
 mod foundation;
 mod job;
+mod requests;
 mod rollout;
 mod sweeps;
 mod world;

@@ -247,3 +247,32 @@ async fn a_controller_that_applies_the_image_itself_is_named() {
     let winning = TestContext::new("x").on_conflict(OnConflict::Overwrite);
     assert!(matches!(step.prepare(&winning.forward()).await.unwrap(), Prepared::Change { .. }));
 }
+
+#[tokio::test]
+async fn a_workload_goes_back_to_a_revision_that_its_controller_keeps() {
+    let Some(corner) = Corner::shared("revision") else { return };
+    corner.deployment("web", "shop/web:1", 1);
+    corner.namespace.apply(&set("StatefulSet", "db", "shop/db:1", "replicas: 1\n  serviceName: db"));
+    corner.namespace.apply(&set("DaemonSet", "agent", "shop/agent:1", ""));
+    for (workload, name) in [("deployment/web", "web"), ("statefulset/db", "db"), ("daemonset/agent", "agent")] {
+        for tag in ["2", "3"] {
+            corner.namespace.kubectl(&["rollout", "status", workload]);
+            corner.namespace.kubectl(&["set", "image", workload, &format!("web=shop/{name}:{tag}")]);
+        }
+        corner.namespace.kubectl(&["rollout", "status", workload]);
+        let before = corner.written("deployments,statefulsets,daemonsets");
+        let test = TestContext::new("back");
+        let step = make(&corner, &json!([{ "workload": workload, "revision": 1 }]), &json!({}));
+        let undo = prepared(&step, &test).await;
+        for _ in 0..2 {
+            let output = step.apply(&test.forward(), &undo).await.unwrap();
+            assert_eq!(output.images[workload]["web"], format!("shop/{name}:1"));
+        }
+        step.rollback(&test.back(), &undo, None).await.unwrap();
+        assert_eq!(corner.written("deployments,statefulsets,daemonsets"), before);
+        let none = make(&corner, &json!([{ "workload": workload, "revision": 77 }]), &json!({}));
+        let error = none.prepare(&test.forward()).await.unwrap_err();
+        assert!(error.message().contains("keeps no revision 77; it keeps: "), "{error:?}");
+        assert!(error.hint().unwrap().contains("rollout history"), "{error:?}");
+    }
+}

@@ -6,7 +6,7 @@ use serde_json::Value;
 use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
 
-use super::plan::parts;
+use super::plan::{changed, parts};
 use super::{Order, RolloutOutput, RolloutStep, RolloutUndo, WorkloadUndo};
 use crate::kept::kept;
 use crate::kind::Kind;
@@ -65,6 +65,17 @@ impl RolloutStep {
             StepError::permanent(format!("{} is not in the configuration of this step", each.workload))
         })?;
         let name = self.object(&each.workload);
+        let base = match asked.revision {
+            None => None,
+            Some(_) => {
+                let present = server.require(&name).await?;
+                // Rolled out, it is kept under another number.
+                if each.is(&present, &each.intended) {
+                    return Ok(present);
+                }
+                self.base(server, asked, &present).await?
+            }
+        };
         server
             .change(&name, |present| {
                 each.must_be_the_same(&name, present)?;
@@ -74,9 +85,7 @@ impl RolloutStep {
                 if !each.is(present, &each.found) && cx.on_conflict() == OnConflict::Stop {
                     return Err(each.conflict(&name, present));
                 }
-                let template = asked.template().applied_to(present.at("/spec/template")).map_err(|error| {
-                    StepError::permanent(format!("{name}: {error}")).with_hint("correct the container's name")
-                })?;
+                let template = changed(asked, &name, base.as_ref(), present)?;
                 Ok(Some(patch(present, parts(&template, asked.replicas))))
             })
             .await

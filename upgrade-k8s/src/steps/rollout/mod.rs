@@ -20,10 +20,12 @@ use upgrade_core::step::{Prepared, Rollback, Step};
 use upgrade_core::target::Target;
 use upgrade_core::units::Span;
 
-use crate::object::ObjectName;
+use crate::object::{Object, ObjectName};
+use crate::server::ApiServer;
 use crate::target::{Cluster, check_name};
 use crate::workload::WorkloadName;
 use crate::workload::references::References;
+use crate::workload::revision;
 use crate::workload::template::TemplateChanges;
 
 /// Configures `k8s.rollout`.
@@ -69,6 +71,10 @@ pub struct WorkloadConfig {
     /// How many pods there shall be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u32>,
+    /// The revision whose template it goes back to, before anything else changes in it: its number in
+    /// `kubectl rollout history`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
     /// New images, by container; `*` means every container that has no line of its own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub images: BTreeMap<String, String>,
@@ -91,6 +97,7 @@ impl WorkloadConfig {
         Self {
             workload,
             replicas: None,
+            revision: None,
             images: BTreeMap::new(),
             env: BTreeMap::new(),
             annotations: BTreeMap::new(),
@@ -179,10 +186,10 @@ impl RolloutStep {
                 .with_hint("name one: `workloads: [{ workload: deployment/web, images: { web: \"web:2\" } }]`"));
         }
         for (at, each) in config.workloads.iter().enumerate() {
-            if each.template().is_empty() && each.replicas.is_none() {
+            if each.template().is_empty() && each.replicas.is_none() && each.revision.is_none() {
                 return Err(BuildError::new(format!("nothing changes in {}", each.workload))
                     .at(format!("workloads.{at}"))
-                    .with_hint("say what: `images`, `env`, `annotations`, `replicas`"));
+                    .with_hint("say what: `images`, `env`, `annotations`, `replicas`, `revision`"));
             }
             if config.workloads[..at].iter().any(|before| before.workload == each.workload) {
                 return Err(BuildError::new(format!("{} is named twice", each.workload)).at(format!("workloads.{at}")));
@@ -193,6 +200,19 @@ impl RolloutStep {
             }
         }
         Ok(Self { config, cluster, namespace })
+    }
+
+    /// Returns the template that the changes are made in, where it is not the present one.
+    async fn base(
+        &self,
+        server: &ApiServer,
+        each: &WorkloadConfig,
+        present: &Object,
+    ) -> Result<Option<Value>, StepError> {
+        match each.revision {
+            Some(number) => revision::template(server, &each.workload, present, number).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     fn object(&self, workload: &WorkloadName) -> ObjectName {

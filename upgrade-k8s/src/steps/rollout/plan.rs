@@ -10,7 +10,7 @@ use upgrade_core::step::{Change, Effect, Prepared};
 use super::{RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 use crate::difference::differences;
 use crate::kept::keep;
-use crate::object::{Object, digest, patch};
+use crate::object::{Object, ObjectName, digest, patch};
 use crate::server::ApiServer;
 use crate::workload::status::{self, Rollout};
 use crate::workload::{WorkloadKind, WorkloadName};
@@ -23,12 +23,11 @@ impl RolloutStep {
             let object = self.object(&each.workload);
             let present = server.require(&object).await?;
             self.refuse(&server, each, &present, cx).await?;
+            let base = self.base(&server, each, &present).await?;
             // The server adds what it takes for granted: the intended state is the one that it would store.
             let (present, after) = server
                 .try_change(&object, |present| {
-                    let template = each.template().applied_to(present.at("/spec/template")).map_err(|error| {
-                        StepError::permanent(format!("{object}: {error}")).with_hint("correct the container's name")
-                    })?;
+                    let template = changed(each, &object, base.as_ref(), present)?;
                     Ok(patch(present, parts(&template, each.replicas)))
                 })
                 .await?;
@@ -105,6 +104,19 @@ impl RolloutStep {
         };
         Ok(scalers.iter().find(of_it).map(|scaler| scaler.name().to_owned()))
     }
+}
+
+/// Returns the template that is asked for.
+pub(super) fn changed(
+    asked: &WorkloadConfig,
+    name: &ObjectName,
+    base: Option<&Value>,
+    present: &Object,
+) -> Result<Value, StepError> {
+    asked
+        .template()
+        .applied_to(base.unwrap_or_else(|| present.at("/spec/template")))
+        .map_err(|error| StepError::permanent(format!("{name}: {error}")).with_hint("correct the container's name"))
 }
 
 /// The parts of a workload that the step writes.

@@ -3,7 +3,7 @@
 
 #![cfg(test)]
 
-mod proxy;
+pub(crate) mod proxy;
 
 use std::sync::Arc;
 
