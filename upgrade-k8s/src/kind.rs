@@ -84,6 +84,7 @@ known! {
     lease: "coordination.k8s.io", "Lease", "leases", true;
     namespace: "", "Namespace", "namespaces", false;
     node: "", "Node", "nodes", false;
+    persistent_volume_claim: "", "PersistentVolumeClaim", "persistentvolumeclaims", true;
     pod: "", "Pod", "pods", true;
     replica_set: "apps", "ReplicaSet", "replicasets", true;
     secret: "", "Secret", "secrets", true;

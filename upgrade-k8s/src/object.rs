@@ -210,19 +210,21 @@ fn remove_own_tokens(account: &mut Map<String, Value>, name: &str) {
     }
 }
 
+/// Returns a value with its keys in order.
+pub(crate) fn canonical(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut sorted: Vec<_> = map.iter().collect();
+            sorted.sort_by_key(|(key, _)| *key);
+            sorted.into_iter().map(|(key, value)| (key.clone(), canonical(value))).collect()
+        }
+        Value::Array(values) => values.iter().map(canonical).collect(),
+        other => other.clone(),
+    }
+}
+
 /// Returns the digest of a value, whatever the order of its keys: `sha256:…`.
 pub fn digest(value: &Value) -> String {
-    fn canonical(value: &Value) -> Value {
-        match value {
-            Value::Object(map) => {
-                let mut sorted: Vec<_> = map.iter().collect();
-                sorted.sort_by_key(|(key, _)| *key);
-                sorted.into_iter().map(|(key, value)| (key.clone(), canonical(value))).collect()
-            }
-            Value::Array(values) => values.iter().map(canonical).collect(),
-            other => other.clone(),
-        }
-    }
     let digits: String =
         Sha256::digest(canonical(value).to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")

@@ -1,15 +1,19 @@
 //! The kinds of steps, one module each.
 
 mod apply;
+mod backup;
 mod blue_green;
 mod config;
 mod job;
+mod restore;
 mod rollout;
 
 pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
+pub use backup::{Backup, BackupConfig, BackupOutput, BackupUndo, OnRollback};
 pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, LedService};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
 pub use job::{EnvSource, JobConfig, JobOutput, JobStep, JobUndo, UndoJobConfig, UndoableJob};
+pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 
 use upgrade_core::AnyStep;
@@ -25,6 +29,11 @@ pub(crate) fn register(registry: &mut Registry) {
         reversible(Apply::from_config),
     );
     registry.step(
+        "k8s.backup",
+        "Keeps objects of a namespace in a file, proven by reading it back; Secrets encrypted",
+        reversible(Backup::from_config),
+    );
+    registry.step(
         "k8s.blue_green",
         "Brings a new Deployment beside the old one, and switches a Service to it",
         reversible(BlueGreen::from_config),
@@ -33,6 +42,11 @@ pub(crate) fn register(registry: &mut Registry) {
         "k8s.config",
         "Changes ConfigMaps and Secrets together with the workloads that read them",
         reversible(ConfigStep::from_config),
+    );
+    registry.step(
+        "k8s.restore",
+        "Brings objects back to what a backup of them holds, undoably",
+        reversible(Restore::from_config),
     );
     registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config).step(
         "k8s.rollout",

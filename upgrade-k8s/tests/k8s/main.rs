@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod apply;
+mod backup;
 mod blue_green;
 mod checks;
 mod config;
@@ -10,6 +11,7 @@ mod documentation;
 mod formats;
 mod foundation;
 mod job;
+mod restore;
 mod rollout;
 mod sweeps;
 mod world;
