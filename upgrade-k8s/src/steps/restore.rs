@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use upgrade_core::context::{Context, blocking};
 use upgrade_core::durable;
-use upgrade_core::error::StepError;
+use upgrade_core::error::{Class, StepError};
 use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::sealed::sha256_hex;
 use upgrade_core::secret::SecretRef;
@@ -165,7 +165,8 @@ impl Restore {
                 Ok(Some(tried)) => tried,
                 Ok(None) => continue,
                 Err(error) if is_refusal(&error) => {
-                    refused.push((name, error));
+                    let is_there = server.get(&name).await?.is_some();
+                    refused.push(not_restored(&name, is_there, &error));
                     continue;
                 }
                 Err(error) => return Err(self.advised(error)),
@@ -173,8 +174,9 @@ impl Restore {
             changes.push(change(&name, present.as_ref(), &states, &wanted));
             restorations.push(Restoration::record(cx, name, present.as_ref(), &states).await?);
         }
-        if !refused.is_empty() {
-            return Err(not_restored(&refused));
+        if let Some((_, hint)) = refused.first() {
+            let lines: Vec<_> = refused.iter().map(|(said, _)| said.as_str()).collect();
+            return Err(StepError::permanent(lines.join("; ")).with_hint(hint));
         }
         let since = self.made_since(&server, &header, &held).await?;
         if restorations.is_empty() {
@@ -209,7 +211,11 @@ impl Restore {
         header: &Header,
         held: &[ObjectName],
     ) -> Result<Vec<ObjectName>, StepError> {
-        let selected = header.selection.objects(server, &self.namespace).await?;
+        let selected = match header.selection.objects(server, &self.namespace).await {
+            // It is good to know, and no more: neither a kind that is gone nor a missing right to list hinders.
+            Err(error) if error.class() == Class::Permanent => return Ok(Vec::new()),
+            selected => selected?,
+        };
         Ok(selected.objects.into_iter().map(|(name, _)| name).filter(|name| !held.contains(name)).collect())
     }
 
@@ -283,23 +289,20 @@ fn is_refusal(error: &KubeError) -> bool {
     matches!(error.status(), Some(422 | 400))
 }
 
-/// Names every object that the cluster would not take back, and the way out.
-fn not_restored(refused: &[(ObjectName, KubeError)]) -> StepError {
-    let said = |(name, error): &(ObjectName, KubeError)| {
-        // Of a claim the server tells the whole difference after the first line.
-        let message = error.answer().and_then(|answer| answer.message.lines().next()).unwrap_or_default();
-        format!("{name} cannot be restored: {message}")
-    };
-    let lines: Vec<_> = refused.iter().map(said).collect();
-    let (name, _) = &refused[0];
+/// Says of an object what the cluster has against it, and the way out.
+fn not_restored(name: &ObjectName, is_there: bool, error: &KubeError) -> (String, String) {
+    // Of a claim the server tells the whole difference after the first line.
+    let said = error.answer().and_then(|answer| answer.message.lines().next()).unwrap_or_default();
     let named = format!("{}/{}", name.kind, name.name);
     let leave = format!("leave it as it is with `exclude: [{named}]`");
-    let hint = if name.kind == Kind::persistent_volume_claim() {
+    let hint = if !is_there {
+        format!("make room for it as the message says, or {leave}")
+    } else if name.kind == Kind::persistent_volume_claim() {
         format!("a claim can only grow: {leave}, or delete it, and what is on its volume, first")
     } else {
         format!("what cannot be changed can be made again: `kubectl delete {named}` first, or {leave}")
     };
-    StepError::permanent(lines.join("; ")).with_hint(hint)
+    (format!("{name} cannot be restored: {said}"), hint)
 }
 
 fn change(name: &ObjectName, present: Option<&Object>, states: &States, wanted: &Object) -> Change {

@@ -160,6 +160,17 @@ async fn what_cannot_be_changed_is_named_with_a_remedy_before_anything_changes()
     assert!(hint.contains("kubectl delete configmap/shop") && hint.contains("exclude: [configmap/shop]"), "{hint}");
     assert_eq!(written(&corner), before);
 
+    // One that is not there, and whose place another one has.
+    let services = json!({ "kinds": ["Service"] });
+    corner.namespace.kubectl(&["create", "service", "nodeport", "web", "--tcp", "80"]);
+    let kept_service = keep(&corner, directory.path(), &services).await;
+    let taken = corner.get("service/web").number("/spec/ports/0/nodePort").to_string();
+    corner.namespace.kubectl(&["delete", "service/web"]);
+    corner.namespace.kubectl(&["create", "service", "nodeport", "other", "--tcp", "80", "--node-port", &taken]);
+    let error = make(&corner, &kept_service, &json!({})).prepare(&test("restore").forward()).await.unwrap_err();
+    assert!(error.message().contains("already allocated"), "{error:?}");
+    assert!(error.hint().unwrap().contains("exclude: [service/web]"), "{error:?}");
+
     // Either remedy is one.
     corner.namespace.kubectl(&["delete", "configmap/shop"]);
     let mut with = with.clone();
