@@ -4,16 +4,20 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use upgrade_core::context::OnConflict;
 use upgrade_core::error::Class;
+use upgrade_core::executor::{Executor, Interrupt, Outcome, RunOptions};
+use upgrade_core::file::{LoadOptions, parse};
+use upgrade_core::journal::MemoryJournal;
 use upgrade_core::step::{Change, Effect, Prepared, Rollback as _, Step as _};
 use upgrade_core::testkit::TestContext;
 use upgrade_k8s::steps::{Restore, RestoreConfig, RestoreUndo};
 
 use crate::backup::{self, KEY, await_bound, kept, key, populate, test, tidy};
-use crate::world::Corner;
+use crate::world::{Corner, registry};
 
 const KINDS: &str = "configmaps,secrets,persistentvolumeclaims,services,deployments";
 
@@ -273,6 +277,33 @@ async fn a_wrong_backup_is_said_to_be_one() {
     assert_eq!(away.get("configmap/shop").text("/data/MODE"), "on");
     step.rollback(&test.back(), &undo, None).await.unwrap();
     tidy(&corner);
+}
+
+#[tokio::test]
+async fn a_backup_of_the_same_run_is_restored_by_a_later_step() {
+    let Some(corner) = Corner::shared("chain") else { return };
+    corner.namespace.kubectl(&["create", "configmap", "shop", "--from-literal", "MODE=on"]);
+    let (kubeconfig, directory) = (corner.kubeconfig().display(), corner.directory());
+    let (namespace, directory) = (&corner.namespace.name, directory.display());
+    let document = format!(
+        r#"
+upgrade: shop
+targets: {{ cluster: {{ uses: k8s, with: {{ kubeconfig: "{kubeconfig}", namespace: {namespace} }} }} }}
+steps:
+  - {{ id: keep, uses: k8s.backup, with: {{ target: cluster, to: "{directory}", kinds: [ConfigMap] }} }}
+  - {{ id: change, uses: k8s.config, with: {{ target: cluster, config_maps: {{ shop: {{ MODE: "off" }} }}, workloads: [] }} }}
+  - {{ id: restore, uses: k8s.restore, with: {{ target: cluster, backup: "${{steps.keep.output.path}}" }} }}
+"#
+    );
+    let pipeline =
+        parse(&document, "pipeline.yaml".as_ref(), "/".as_ref(), &LoadOptions::default(), &registry()).unwrap();
+    let executor = Executor::new(Arc::new(MemoryJournal::new()));
+    executor.plan(&pipeline).await.unwrap();
+    assert_eq!(fs::read_dir(corner.directory()).unwrap().count(), 0, "a plan writes nothing");
+    let report = executor.run(&pipeline, &RunOptions::default(), &Interrupt::new()).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Committed);
+    assert_eq!(corner.get("configmap/shop").text("/data/MODE"), "on");
+    assert_eq!(fs::read_dir(corner.directory()).unwrap().count(), 1);
 }
 
 #[tokio::test]
