@@ -248,6 +248,14 @@ mod tests {
     }
 
     #[test]
+    fn one_of_the_first_format_is_read() {
+        let file = include_bytes!("../tests/golden/k8s.backup.v1.yaml.sealed");
+        let key = Cipher::from_hex(&"1".repeat(64)).unwrap();
+        let (header, objects) = read(file, Some(&key), "x").unwrap();
+        assert_eq!((header.format, header.namespace.as_str(), objects), (1, "shop", sample().1));
+    }
+
+    #[test]
     fn what_is_damaged_or_none_is_said() {
         let (header, objects) = sample();
         let file = write(header, &objects, None).unwrap();
