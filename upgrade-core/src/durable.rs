@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags};
+
 use crate::error::StepError;
 use crate::sealed::sha256_hex;
 
@@ -21,6 +23,33 @@ pub fn temporary(path: &Path, key: &str) -> PathBuf {
 /// The directory cannot be opened or synced.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// Gives a file a name that nobody has, durably.
+///
+/// # Errors
+/// Somebody has it; it cannot be moved or synced.
+pub fn place(from: &Path, to: &Path) -> io::Result<()> {
+    let renamed = match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system without the flag: the look and the move are then two calls.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => match to.symlink_metadata() {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => fs::rename(from, to),
+        },
+        other => other.map_err(io::Error::from),
+    };
+    renamed.and_then(|()| sync_directory(&parent(to)))
+}
+
+/// Removes a file durably; one that is gone already is no error.
+///
+/// # Errors
+/// It cannot be removed, or the removal not be synced.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.and_then(|()| sync_directory(&parent(path))),
+    }
 }
 
 /// Returns how many bytes are free for this user where a path is, or will be.

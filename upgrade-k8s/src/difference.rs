@@ -48,6 +48,23 @@ pub fn covers(present: &Value, intended: &Value) -> bool {
     }
 }
 
+/// Tells whether nothing is left in a state of what `found` held and `after` no longer does.
+///
+/// [`covers`] cannot tell: what is to be gone is not stated.
+pub fn lacks(present: &Value, found: &Value, after: &Value) -> bool {
+    let (Value::Object(present), Value::Object(found), Value::Object(after)) = (present, found, after) else {
+        return true;
+    };
+    let nothing = Value::Object(Map::new());
+    found.iter().all(|(key, was)| match (present.get(key), after.get(key)) {
+        (None, _) => true,
+        (Some(now), Some(became)) => lacks(now, was, became),
+        // Others may have put something beside what was taken away.
+        (Some(now @ Value::Object(_)), None) if was.is_object() => lacks(now, was, &nothing),
+        (Some(_), None) => false,
+    })
+}
+
 /// Takes back what became of `found` when `after` was made of it: those fields are as they were found,
 /// all others as they are.
 pub fn revert(present: &Value, found: &Value, after: &Value) -> Value {
@@ -171,6 +188,17 @@ mod tests {
         present["spec"]["containers"][0]["image"] = json!("web:3");
         assert!(!covers(&present, &intended));
         assert!(covers(&json!({}), &json!({ "labels": {} })));
+    }
+
+    #[test]
+    fn what_was_taken_away_and_is_there_again_is_seen() {
+        let found = json!({ "data": { "A": "1", "B": "2" }, "annotations": { "x": "1" } });
+        let after = json!({ "data": { "A": "1" } });
+        assert!(lacks(&after, &found, &after));
+        assert!(lacks(&json!({ "data": { "A": "9", "C": "3" }, "annotations": { "y": "1" } }), &found, &after));
+        for again in [json!({ "data": { "B": "else" } }), json!({ "annotations": { "x": "1" } }), found.clone()] {
+            assert!(!lacks(&again, &found, &after), "{again}");
+        }
     }
 
     #[test]

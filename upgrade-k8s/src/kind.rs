@@ -44,6 +44,11 @@ impl Kind {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
 
+    /// Tells whether people call it that: `Deployment`, `deployments`.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.kind.eq_ignore_ascii_case(name) || self.plural.eq_ignore_ascii_case(name)
+    }
+
     /// Returns the address of its objects, in a namespace if it has any.
     pub fn path(&self, namespace: Option<&str>) -> String {
         let root = if self.group.is_empty() { "/api" } else { "/apis" };
@@ -79,6 +84,7 @@ known! {
     lease: "coordination.k8s.io", "Lease", "leases", true;
     namespace: "", "Namespace", "namespaces", false;
     node: "", "Node", "nodes", false;
+    persistent_volume_claim: "", "PersistentVolumeClaim", "persistentvolumeclaims", true;
     pod: "", "Pod", "pods", true;
     replica_set: "apps", "ReplicaSet", "replicasets", true;
     secret: "", "Secret", "secrets", true;
@@ -133,7 +139,7 @@ impl ApiServer {
                     }
                     kinds => kinds?,
                 };
-                if let Some(kind) = kinds.into_iter().find(|kind| is_called(kind, name)) {
+                if let Some(kind) = kinds.into_iter().find(|kind| kind.is_called(name)) {
                     return Ok(Some(kind));
                 }
             }
@@ -181,10 +187,6 @@ impl ApiServer {
         discovered.lock().unwrap_or_else(PoisonError::into_inner).kinds.push((key, kinds.clone()));
         Ok(kinds)
     }
-}
-
-fn is_called(kind: &Kind, name: &str) -> bool {
-    kind.kind.eq_ignore_ascii_case(name) || kind.plural.eq_ignore_ascii_case(name)
 }
 
 /// Reads an `APIGroupList`.
@@ -241,6 +243,6 @@ mod tests {
             { "name": "jobs/status", "kind": "Job", "namespaced": true },
         ] });
         assert_eq!(kinds_in(&kinds, "batch", "v1"), [Kind::job()]);
-        assert!(is_called(&Kind::job(), "job") && is_called(&Kind::job(), "Jobs") && !is_called(&Kind::job(), "jo"));
+        assert!(Kind::job().is_called("job") && Kind::job().is_called("Jobs") && !Kind::job().is_called("jo"));
     }
 }

@@ -15,6 +15,7 @@
 //! No version of Kubernetes is chosen here: what a cluster lacks is found by discovery, and the program
 //! that links this crate chooses the one version feature of `k8s-openapi` that it must have.
 
+mod archive;
 pub mod checks;
 mod claims;
 mod connection;
@@ -28,6 +29,7 @@ pub mod naming;
 pub mod object;
 mod pods;
 pub mod restoration;
+mod selection;
 pub mod server;
 pub mod steps;
 pub mod target;

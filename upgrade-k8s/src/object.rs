@@ -120,6 +120,8 @@ impl Object {
     pub fn as_written(&self) -> Self {
         let mut object = self.0.clone();
         let kind = self.text("/kind").to_owned();
+        // One that somebody wrote down is told from one that a controller chose by this alone.
+        let is_bound_by_controller = self.annotation("pv.kubernetes.io/bound-by-controller").is_some();
         if let Some(whole) = object.as_object_mut() {
             whole.remove("status");
         }
@@ -149,6 +151,7 @@ impl Object {
                     "volume.beta.kubernetes.io/storage-provisioner",
                     "volume.kubernetes.io/selected-node",
                     "volume.kubernetes.io/storage-provisioner",
+                    "volume.kubernetes.io/storage-resizer",
                 ],
             );
         }
@@ -162,7 +165,7 @@ impl Object {
                     }
                     spec.remove("healthCheckNodePort");
                 }
-                "PersistentVolumeClaim" => {
+                "PersistentVolumeClaim" if is_bound_by_controller => {
                     spec.remove("volumeName");
                 }
                 "Pod" => {
@@ -170,6 +173,11 @@ impl Object {
                 }
                 _ => {}
             }
+        }
+        if kind == "ServiceAccount"
+            && let Some(whole) = object.as_object_mut()
+        {
+            remove_own_tokens(whole, self.name());
         }
         Self(object)
     }
@@ -191,19 +199,32 @@ fn remove_each(metadata: &mut Map<String, Value>, key: &str, names: &[&str]) {
     }
 }
 
-/// Returns the digest of a value, whatever the order of its keys: `sha256:…`.
-pub fn digest(value: &Value) -> String {
-    fn canonical(value: &Value) -> Value {
-        match value {
-            Value::Object(map) => {
-                let mut sorted: Vec<_> = map.iter().collect();
-                sorted.sort_by_key(|(key, _)| *key);
-                sorted.into_iter().map(|(key, value)| (key.clone(), canonical(value))).collect()
-            }
-            Value::Array(values) => values.iter().map(canonical).collect(),
-            other => other.clone(),
+/// Takes out of a service account the tokens that clusters before 1.24 make for it.
+fn remove_own_tokens(account: &mut Map<String, Value>, name: &str) {
+    let own = format!("{name}-token-");
+    if let Some(secrets) = account.get_mut("secrets").and_then(Value::as_array_mut) {
+        secrets.retain(|secret| !secret["name"].as_str().unwrap_or_default().starts_with(&own));
+        if secrets.is_empty() {
+            account.remove("secrets");
         }
     }
+}
+
+/// Returns a value with its keys in order.
+pub(crate) fn canonical(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut sorted: Vec<_> = map.iter().collect();
+            sorted.sort_by_key(|(key, _)| *key);
+            sorted.into_iter().map(|(key, value)| (key.clone(), canonical(value))).collect()
+        }
+        Value::Array(values) => values.iter().map(canonical).collect(),
+        other => other.clone(),
+    }
+}
+
+/// Returns the digest of a value, whatever the order of its keys: `sha256:…`.
+pub fn digest(value: &Value) -> String {
     let digits: String =
         Sha256::digest(canonical(value).to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")
@@ -258,6 +279,28 @@ mod tests {
         assert_eq!(written.0, expected);
         let headless = json!({ "kind": "Service", "spec": { "clusterIP": "None", "clusterIPs": ["None"] } });
         assert_eq!(Object(headless.clone()).as_written().0, headless);
+    }
+
+    #[test]
+    fn what_somebody_chose_is_told_from_what_a_controller_did() {
+        let claim = |annotations: Value| {
+            let spec = json!({ "volumeName": "disk-1" });
+            let object =
+                json!({ "kind": "PersistentVolumeClaim", "metadata": { "annotations": annotations }, "spec": spec });
+            Object(object).as_written()
+        };
+        let chosen = claim(json!({ "pv.kubernetes.io/bind-completed": "yes" }));
+        assert_eq!(chosen.text("/spec/volumeName"), "disk-1");
+        let bound = claim(json!({ "pv.kubernetes.io/bound-by-controller": "yes" }));
+        assert_eq!(bound.0, json!({ "kind": "PersistentVolumeClaim", "metadata": {}, "spec": {} }));
+        let account = |secrets: Value| {
+            Object(json!({ "kind": "ServiceAccount", "metadata": { "name": "web" }, "secrets": secrets })).as_written()
+        };
+        assert_eq!(account(json!([{ "name": "web-token-abcde" }])).at("/secrets"), &Value::Null);
+        assert_eq!(
+            account(json!([{ "name": "web-token-x" }, { "name": "mine" }])).at("/secrets"),
+            &json!([{ "name": "mine" }])
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use upgrade_core::context::{Context, OnConflict};
 use upgrade_core::error::{Conflict, StepError};
 use upgrade_core::sealed::SealedRef;
 
-use crate::difference::{covers, differences, project, revert};
+use crate::difference::{covers, differences, lacks, project, revert};
 use crate::error::not_cancelled;
 use crate::kept::{keep, kept};
 use crate::naming::{is_ours, put_marker};
@@ -89,7 +89,10 @@ impl States {
                 let written = present.as_written().0;
                 match found {
                     Some(found) if revert(&written, found, &self.after) == written => At::Found,
-                    _ if covers(&written, &self.intended) && (found.is_some() || is_ours(present, cx)) => At::Intended,
+                    Some(found) if covers(&written, &self.intended) && lacks(&written, found, &self.after) => {
+                        At::Intended
+                    }
+                    None if covers(&written, &self.intended) && is_ours(present, cx) => At::Intended,
                     _ => At::Elsewhere,
                 }
             }

@@ -259,6 +259,17 @@ impl ApiServer {
         self.patiently(ask, &|| format!("writing {name}")).await.map(Object)
     }
 
+    /// Asks what a write of an object as a whole would make of it, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`ApiServer::replace`]; the cluster would refuse it.
+    pub async fn try_replace(&self, name: &ObjectName, body: &Value) -> Result<Object, KubeError> {
+        let query = [("fieldManager", FIELD_MANAGER), ("dryRun", "All")];
+        let body = Some((JSON, body.to_string().into_bytes()));
+        let ask = Ask { method: Method::PUT, path: &name.path(), query: &query, body };
+        self.patiently(ask, &|| format!("trying to write {name}")).await.map(Object)
+    }
+
     /// Changes an object by a JSON Patch, as [`crate::object::patch`] makes it.
     ///
     /// # Errors

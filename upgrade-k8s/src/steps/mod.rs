@@ -2,20 +2,24 @@
 
 mod analysis;
 mod apply;
+mod backup;
 mod blue_green;
 mod canary;
 mod config;
 mod job;
 mod pair;
+mod restore;
 mod rollout;
 
 pub use analysis::AnalysisConfig;
 pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
+pub use backup::{Backup, BackupConfig, BackupOutput, BackupUndo, OnRollback};
 pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo};
 pub use canary::{Canary, CanaryConfig, CanaryOutput, CanaryUndo, PausedWeightConfig, RouteUndo, WeightConfig};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
 pub use job::{EnvSource, JobConfig, JobOutput, JobStep, JobUndo, UndoJobConfig, UndoableJob};
 pub use pair::{LedService, PairUndo};
+pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 
 use upgrade_core::AnyStep;
@@ -31,6 +35,11 @@ pub(crate) fn register(registry: &mut Registry) {
         reversible(Apply::from_config),
     );
     registry.step(
+        "k8s.backup",
+        "Keeps objects of a namespace in a file, proven by reading it back; Secrets encrypted",
+        reversible(Backup::from_config),
+    );
+    registry.step(
         "k8s.blue_green",
         "Brings a new Deployment beside the old one, and switches a Service to it",
         reversible(BlueGreen::from_config),
@@ -44,6 +53,11 @@ pub(crate) fn register(registry: &mut Registry) {
         "k8s.config",
         "Changes ConfigMaps and Secrets together with the workloads that read them",
         reversible(ConfigStep::from_config),
+    );
+    registry.step(
+        "k8s.restore",
+        "Brings objects back to what a backup of them holds, undoably",
+        reversible(Restore::from_config),
     );
     registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config).step(
         "k8s.rollout",

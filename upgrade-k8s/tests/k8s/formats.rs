@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use upgrade_core::step::Step;
-use upgrade_k8s::steps::{Apply, BlueGreen, Canary, ConfigStep, RolloutStep};
+use upgrade_k8s::steps::{Apply, Backup, BlueGreen, Canary, ConfigStep, Restore, RolloutStep};
 
 fn is_read<S: Step>() {
     let name = format!("{}.undo.v1.json", S::KIND);
@@ -20,8 +20,10 @@ fn is_read<S: Step>() {
 #[test]
 fn undo_records_of_every_format_are_read() {
     is_read::<Apply>();
+    is_read::<Backup>();
     is_read::<BlueGreen>();
     is_read::<Canary>();
     is_read::<ConfigStep>();
+    is_read::<Restore>();
     is_read::<RolloutStep>();
 }

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod apply;
+mod backup;
 mod blue_green;
 mod canary;
 mod checks;
@@ -14,6 +15,7 @@ mod formats;
 mod foundation;
 mod job;
 mod requests;
+mod restore;
 mod rollout;
 mod sweeps;
 mod world;

@@ -2,7 +2,7 @@
 
 #![cfg(test)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -56,6 +56,13 @@ impl Corner {
         kubernetes::shared().map(|cluster| Self { namespace: cluster.namespace(what) })
     }
 
+    /// A directory of the corner's own.
+    pub(crate) fn directory(&self) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("upgrade-k8s-{}", self.namespace.name));
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
     pub(crate) fn kubeconfig(&self) -> &Path {
         self.namespace.cluster().kubeconfig()
     }
@@ -107,6 +114,12 @@ impl Corner {
             assert!(began.elapsed() < Duration::from_secs(60), "{app}: {found:?}, wanted {wanted:?}");
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+}
+
+impl Drop for Corner {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.directory());
     }
 }
 

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 pub(crate) mod apply;
+pub(crate) mod backup;
 pub(crate) mod blue_green;
 pub(crate) mod canary;
 pub(crate) mod config;
@@ -23,7 +24,7 @@ use crate::world::{Corner, registry};
 pub(crate) struct Case {
     /// Makes what is there before.
     pub(crate) setup: fn(&Corner),
-    /// The rest of a pipeline file, whose target `cluster` is the namespace.
+    /// The rest of a pipeline file, whose target `cluster` is the namespace, and `DIRECTORY` the directory.
     pub(crate) pipeline: &'static str,
     /// Writes down all of the namespace that must be right.
     pub(crate) observe: fn(&Corner) -> String,
@@ -52,7 +53,7 @@ impl Scenario for On<'_> {
         let (kubeconfig, namespace) = (self.cluster.kubeconfig().display(), &world.namespace.name);
         let document = format!(
             "targets: {{ cluster: {{ uses: k8s, with: {{ kubeconfig: \"{kubeconfig}\", namespace: {namespace} }} }} }}\n{}",
-            self.case.pipeline
+            self.case.pipeline.replace("DIRECTORY", &world.directory().to_string_lossy())
         );
         parse(&document, "pipeline.yaml".as_ref(), "/".as_ref(), &LoadOptions::default(), &registry())
             .unwrap_or_else(|error| panic!("{error}"))
