@@ -26,6 +26,7 @@ pub mod manifest;
 pub mod naming;
 pub mod object;
 mod pods;
+pub mod quantity;
 pub mod restoration;
 pub mod server;
 pub mod steps;

@@ -2,12 +2,14 @@
 
 mod access;
 mod budget;
+mod capacity;
 mod cluster;
 mod pods;
 mod workload;
 
 pub use access::{AccessCheck, AccessCheckConfig, ResourceName, RightConfig};
 pub use budget::{BudgetCheck, BudgetCheckConfig};
+pub use capacity::{CapacityCheck, CapacityCheckConfig};
 pub use cluster::{ClusterCheck, ClusterCheckConfig};
 pub use pods::{PodsCheck, PodsCheckConfig};
 pub use workload::{WorkloadCheck, WorkloadCheckConfig};
@@ -26,6 +28,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "k8s.budget",
             "Asks whether PodDisruptionBudgets allow a pod to be evicted now",
             BudgetCheck::from_config,
+        )
+        .check(
+            "k8s.capacity",
+            "Asks whether nodes and quotas have room for the pods that an upgrade adds",
+            CapacityCheck::from_config,
         )
         .check(
             "k8s.cluster",

@@ -4,6 +4,7 @@
 
 mod access;
 mod budget;
+mod capacity;
 mod cluster;
 mod pods;
 mod workload;
