@@ -27,6 +27,7 @@ pub mod naming;
 pub mod object;
 mod pods;
 pub mod quantity;
+pub mod removed_apis;
 pub mod restoration;
 pub mod server;
 pub mod steps;

@@ -1,6 +1,7 @@
 //! The kinds of checks, one module each.
 
 mod access;
+mod apis;
 mod budget;
 mod capacity;
 mod cluster;
@@ -8,6 +9,7 @@ mod pods;
 mod workload;
 
 pub use access::{AccessCheck, AccessCheckConfig, ResourceName, RightConfig};
+pub use apis::{ApisCheck, ApisCheckConfig};
 pub use budget::{BudgetCheck, BudgetCheckConfig};
 pub use capacity::{CapacityCheck, CapacityCheckConfig};
 pub use cluster::{ClusterCheck, ClusterCheckConfig};
@@ -23,6 +25,11 @@ pub(crate) fn register(registry: &mut Registry) {
             "k8s.access",
             "Asks whether the cluster lets this user do what a pipeline needs",
             AccessCheck::from_config,
+        )
+        .check(
+            "k8s.apis",
+            "Asks whether manifests and objects are of APIs that the next version of Kubernetes has removed",
+            ApisCheck::from_config,
         )
         .check(
             "k8s.budget",

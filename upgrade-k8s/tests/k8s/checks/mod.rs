@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod access;
+mod apis;
 mod budget;
 mod capacity;
 mod cluster;
