@@ -72,7 +72,7 @@ async fn the_scheduler_agrees() {
             let pods = corner.namespace.kubectl(&["get", "pods", "--output", format]);
             let system = spec["nodeSelector"]["kubernetes.io/os"].as_str().unwrap();
             let own = pods.lines().find(|line| line.contains(system)).unwrap_or_default();
-            if own.contains("node-") || own.contains("Unschedulable") {
+            if own.contains("}node") || own.contains("Unschedulable") {
                 assert_eq!(!own.contains("Unschedulable"), fits, "{pods}");
                 break;
             }
