@@ -11,4 +11,5 @@ mod home;
 pub mod kubernetes;
 pub mod pgbouncer;
 pub mod postgres;
+pub mod prometheus;
 mod sharing;

@@ -22,7 +22,7 @@ use upgrade_core::secret::ExposeSecret;
 use upgrade_core::text_or_secret::TextOrSecret;
 
 /// How much of a reply's body is read.
-const MOST: usize = 1 << 20;
+pub(crate) const MOST: usize = 1 << 20;
 
 /// Describes a request and how its server is trusted.
 #[derive(Debug)]
@@ -91,6 +91,17 @@ impl HttpRequest {
         }
         self.headers = headers.clone();
         Ok(self)
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        self.url.path()
+    }
+
+    /// Asks what lies below the URL's own path.
+    pub(crate) fn below(mut self, path: &str) -> Self {
+        let whole = format!("{}/{path}", self.url.path().trim_end_matches('/'));
+        self.url.set_path(&whole);
+        self
     }
 
     pub(crate) fn body(mut self, body: Option<TextOrSecret>) -> Self {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use upgrade_core::error::StepError;
 
-use crate::error::{KubeError, cancelled};
+use crate::error::{Answer, KubeError, cancelled};
 use crate::kind::Kind;
 use crate::object::Object;
 use crate::server::{ApiServer, address};
@@ -104,7 +104,18 @@ impl<T> Follow<T> {
                 request.map_err(|error| StepError::permanent(format!("{path} is no address")).with_cause(&error))?;
             match timeout(SILENCE, self.server.client().request_events::<Value>(request)).await {
                 Ok(Ok(events)) => self.events = Some(Box::pin(events)),
-                // Whatever it was, a list tells: it fails with a reason, or goes on from now.
+                // Who may list and not watch would list for ever, without a pause.
+                Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
+                    let answer = Answer {
+                        status: status.code,
+                        reason: status.reason,
+                        message: status.message,
+                        causes: Vec::new(),
+                        retry_after: None,
+                    };
+                    return Err(KubeError::Refused { doing: format!("watching {}", self.kind.plural), answer });
+                }
+                // Whatever else it was, a list tells: it fails with a reason, or goes on from now.
                 Ok(Err(error)) => return self.begin_anew(&error.to_string()).await,
                 Err(_) => return self.begin_anew("no answer").await,
             }

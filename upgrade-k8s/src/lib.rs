@@ -28,6 +28,8 @@ pub mod manifest;
 pub mod naming;
 pub mod object;
 mod pods;
+pub mod quantity;
+pub mod removed_apis;
 pub mod restoration;
 mod selection;
 pub mod server;

@@ -10,6 +10,7 @@ mod http_get;
 mod http_probe;
 mod load;
 mod memory;
+mod prometheus_query;
 mod tcp_connect;
 
 pub use backup::{BackupCheck, BackupCheckConfig};
@@ -22,6 +23,7 @@ pub use http_get::{HttpGetCheck, HttpGetCheckConfig, Statuses};
 pub use http_probe::{HttpProbeCheck, HttpProbeCheckConfig};
 pub use load::{LoadCheck, LoadCheckConfig};
 pub use memory::{MemoryCheck, MemoryCheckConfig};
+pub use prometheus_query::{PrometheusQueryCheck, PrometheusQueryCheckConfig};
 pub use tcp_connect::{TcpConnectCheck, TcpConnectCheckConfig};
 
 use upgrade_core::registry::Registry;
@@ -43,5 +45,10 @@ pub(crate) fn register(registry: &mut Registry) {
         .check("host.memory", "Measures how much memory is available", MemoryCheck::from_config)
         .check("http.get", "Asks a URL once and looks at the reply", HttpGetCheck::from_config)
         .check("http.probe", "Measures errors and latencies of a URL at a steady rate", HttpProbeCheck::from_config)
+        .check(
+            "prometheus.query",
+            "Asks a Prometheus for one figure and holds it to limits",
+            PrometheusQueryCheck::from_config,
+        )
         .check("tcp.connect", "Connects to a port and reads the answer", TcpConnectCheck::from_config);
 }

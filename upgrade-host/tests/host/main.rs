@@ -10,6 +10,7 @@ mod documentation;
 mod file;
 mod http;
 mod machine_checks;
+mod prometheus;
 mod release;
 mod server;
 mod service;

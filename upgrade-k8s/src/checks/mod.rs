@@ -1,13 +1,17 @@
 //! The kinds of checks, one module each.
 
 mod access;
+mod apis;
 mod budget;
+mod capacity;
 mod cluster;
 mod pods;
 mod workload;
 
 pub use access::{AccessCheck, AccessCheckConfig, ResourceName, RightConfig};
+pub use apis::{ApisCheck, ApisCheckConfig};
 pub use budget::{BudgetCheck, BudgetCheckConfig};
+pub use capacity::{CapacityCheck, CapacityCheckConfig};
 pub use cluster::{ClusterCheck, ClusterCheckConfig};
 pub use pods::{PodsCheck, PodsCheckConfig};
 pub use workload::{WorkloadCheck, WorkloadCheckConfig};
@@ -23,9 +27,19 @@ pub(crate) fn register(registry: &mut Registry) {
             AccessCheck::from_config,
         )
         .check(
+            "k8s.apis",
+            "Asks whether manifests and objects are of APIs that the next version of Kubernetes has removed",
+            ApisCheck::from_config,
+        )
+        .check(
             "k8s.budget",
             "Asks whether PodDisruptionBudgets allow a pod to be evicted now",
             BudgetCheck::from_config,
+        )
+        .check(
+            "k8s.capacity",
+            "Asks whether nodes and quotas have room for the pods that an upgrade adds",
+            CapacityCheck::from_config,
         )
         .check(
             "k8s.cluster",

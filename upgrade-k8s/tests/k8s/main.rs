@@ -16,6 +16,7 @@ mod foundation;
 mod job;
 mod requests;
 mod restore;
+mod rights;
 mod rollout;
 mod sweeps;
 mod world;

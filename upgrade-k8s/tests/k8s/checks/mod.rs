@@ -3,7 +3,9 @@
 #![cfg(test)]
 
 mod access;
+mod apis;
 mod budget;
+mod capacity;
 mod cluster;
 mod pods;
 mod workload;
