@@ -26,6 +26,7 @@ pub mod manifest;
 pub mod naming;
 pub mod object;
 mod pods;
+mod program;
 pub mod restoration;
 pub mod server;
 pub mod steps;

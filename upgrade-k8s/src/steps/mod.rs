@@ -4,12 +4,17 @@ mod apply;
 mod blue_green;
 mod config;
 mod job;
+mod node;
 mod rollout;
 
 pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
 pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, LedService};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
 pub use job::{EnvSource, JobConfig, JobOutput, JobStep, JobUndo, UndoJobConfig, UndoableJob};
+pub use node::{
+    DrainConfig, FoundNode, NodeCommandConfig, NodeConfig, NodeJobConfig, NodeOutput, NodeStep, NodeUndo, NodeUpgrade,
+    UndoableNode, UpgradedNode,
+};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 
 use upgrade_core::AnyStep;
@@ -34,7 +39,13 @@ pub(crate) fn register(registry: &mut Registry) {
         "Changes ConfigMaps and Secrets together with the workloads that read them",
         reversible(ConfigStep::from_config),
     );
-    registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config).step(
+    registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config);
+    registry.step(
+        "k8s.node",
+        "Drains nodes and upgrades them, a few at a time, and restores their cordon",
+        NodeStep::any_from_config,
+    );
+    registry.step(
         "k8s.rollout",
         "Brings workloads to other images or settings, as one unit",
         reversible(RolloutStep::from_config),
