@@ -10,6 +10,7 @@ mod documentation;
 mod formats;
 mod foundation;
 mod job;
+mod node;
 mod rollout;
 mod sweeps;
 mod world;
