@@ -493,6 +493,74 @@ async fn a_program_brings_its_own_upgrade_and_says_how_many_nodes_at_once() {
 }
 
 #[tokio::test]
+async fn a_pod_that_does_not_end_is_named_and_its_eviction_is_not_asked_for_again() {
+    let Some(corner) = with_nodes("stays", &["a", "b"]) else { return };
+    workload(&corner, "Deployment", "web", 2, Some("a"));
+    corner.namespace.kubectl(&["create", "poddisruptionbudget", "stays", "--selector=app=web", "--min-available=2"]);
+    let pods = corner.namespace.kubectl(&["get", "pods", "--output", "name"]);
+    let held = "--patch={\"metadata\":{\"finalizers\":[\"example.com/stays\"]}}";
+    for pod in pods.lines() {
+        corner.namespace.kubectl(&["patch", pod, held]);
+    }
+    let step = make(&corner, &json!({ "drain": { "deadline": "10s" } }));
+    let test = TestContext::new("nodes");
+    let undo = prepared(&step, &test).await;
+    let cx = test.forward();
+    let (done, ()) = tokio::join!(step.apply(&cx, &undo), async {
+        // Refused by the budget first, and then deleted by somebody else.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        corner.namespace.kubectl(&["delete", "deployment", "web"]);
+        corner.namespace.kubectl(&["delete", "pods", "--all", "--wait=false"]);
+    });
+    let error = done.unwrap_err();
+    assert!(error.message().contains("was evicted and has not ended"), "{error:?}");
+    assert!(error.hint().unwrap().contains("finalizers"), "{error:?}");
+    let told = test.reported().len();
+    assert!(told < 100, "{told} times round: it does not wait");
+    for pod in pods.lines() {
+        corner.namespace.kubectl(&["patch", pod, "--type=json", "--patch=[{op: remove, path: /metadata/finalizers}]"]);
+    }
+    step.rollback(&test.back(), &undo, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_rights_that_the_page_names_are_enough() {
+    let Some(corner) = with_nodes("rights", &["a", "b"]) else { return };
+    let Some(stranger) = corner.namespace.cluster().kubeconfig_of("stranger") else { return };
+    let space = &corner.namespace.name;
+    let owner = corner.get(&format!("namespace/{space}")).uid().to_owned();
+    corner.namespace.apply(&format!(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: {space}\n  \
+         ownerReferences: [{{ apiVersion: v1, kind: Namespace, name: {space}, uid: {owner} }}]\nrules:\n\
+         - {{ apiGroups: [''], resources: [nodes], verbs: [get, list, watch, patch] }}\n\
+         - {{ apiGroups: [''], resources: [pods], verbs: [list, watch] }}\n\
+         - {{ apiGroups: [''], resources: [pods/eviction], verbs: [create] }}\n\
+         ---\napiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata:\n  name: {space}\n  \
+         ownerReferences: [{{ apiVersion: v1, kind: Namespace, name: {space}, uid: {owner} }}]\n\
+         roleRef: {{ apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {space} }}\n\
+         subjects: [{{ apiGroup: rbac.authorization.k8s.io, kind: User, name: stranger }}]\n"
+    ));
+    workload(&corner, "Deployment", "web", 2, Some("a"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (test, before) = (TestContext::new("nodes"), nodes(&corner));
+    let cx = crate::world::build_context(&stranger, space);
+    let step = NodeStep::from_config(config(&corner, &json!({})), &cx).unwrap().undoable().unwrap();
+    let undo = prepared(&step, &test).await;
+    corner.namespace.kubectl(&[
+        "patch",
+        "deployment",
+        "web",
+        "--type=json",
+        "--patch",
+        "[{op: remove, path: /spec/template/spec/nodeSelector/kubernetes.io~1hostname}]",
+    ]);
+    step.apply(&test.forward(), &undo).await.unwrap();
+    step.rollback(&test.back(), &undo, None).await.unwrap();
+    assert_eq!(nodes(&corner), before);
+    step.commit(&test.commit(), &undo).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_only_drains_can_be_undone_and_what_has_no_undo_cannot() {
     let Some(corner) = with_nodes("drain", &["a"]) else { return };
     let without = config(&corner, &json!({ "command": { "run": ["true"] } }));

@@ -208,7 +208,9 @@ pub(super) async fn drain(server: &ApiServer, cx: &Context, node: &str, config: 
             evictions.push(evict(server, &version, pod, config));
         }
         cx.progress(0, None, format!("draining {node}: {} pods are left", left.len()));
-        let again = asked.values().filter_map(|asked| asked.again).min().map_or(until, |again| again.min(until));
+        // Of those alone that may be asked for again: a time that is over would be waited for without an end.
+        let again = left.iter().filter(|pod| !pod.is_going).filter_map(|pod| asked.get(&pod.uid)?.again).min();
+        let again = again.map_or(until, |again| again.min(until));
         tokio::select! {
             changed = pods.changed() => changed?,
             Some((uid, done)) = evictions.next(), if !evictions.is_empty() => {
@@ -254,9 +256,10 @@ async fn evict(
                 .with_hint("let only one budget select the pod: `kubectl get poddisruptionbudgets --all-namespaces`"))
         }
         _ if error.is_passing() => {
-            let by_budget = answer.as_ref().is_some_and(|answer| answer.status == 429);
-            let said = answer.as_ref().and_then(|answer| answer.causes.first());
-            let said = said.map(|(_, message)| message.clone()).filter(|message| !message.is_empty());
+            let causes = answer.iter().flat_map(|answer| &answer.causes);
+            let budget = causes.clone().find(|(reason, _)| reason == "DisruptionBudget");
+            let by_budget = budget.is_some();
+            let said = budget.map(|(_, message)| message.clone()).filter(|message| !message.is_empty());
             let wait = answer.as_ref().and_then(|answer| answer.retry_after).unwrap_or_default();
             let why = said.unwrap_or_else(|| if by_budget { message.to_owned() } else { error.to_string() });
             Ok(Some((Hindered { why, by_budget }, wait.min(LONGEST_PAUSE))))
@@ -283,10 +286,10 @@ fn late(node: &str, config: &DrainConfig, left: &[Leaving], asked: &BTreeMap<Str
              a longer `drain.deadline` helps only where pods are on their way",
         )
     } else {
-        error.with_hint(
+        error.with_hint(format!(
             "see what they wait for (finalizers, a long grace period, a kubelet that does not answer): `kubectl get pods \
-             --all-namespaces --field-selector spec.nodeName=NODE`; `drain.grace_period` shortens it",
-        )
+             --all-namespaces --field-selector spec.nodeName={node}`; `drain.grace_period` shortens it"
+        ))
     }
 }
 
