@@ -2,151 +2,26 @@
 
 #![cfg(test)]
 
+mod drains;
+mod told;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use serde_json::{Value, json};
+use serde_json::json;
 use upgrade_core::context::Context;
 use upgrade_core::error::{Class, StepError};
 use upgrade_core::step::{Prepared, Rollback as _, Step as _};
 use upgrade_core::testkit::TestContext;
 use upgrade_core::undoable::OptionalRollback as _;
-use upgrade_k8s::steps::{FoundNode, NodeConfig, NodeStep, NodeUndo, NodeUpgrade, UndoableNode};
-use upgrade_k8s::{ApiServer, Object};
-use upgrade_testbed::kubernetes;
+use upgrade_k8s::ApiServer;
+use upgrade_k8s::steps::{FoundNode, NodeStep, NodeUpgrade};
 
-use crate::world::{Corner, golden};
-
-const OLD: &str = "v1.20.2";
-
-/// Takes a namespace and nodes `NAMESPACE-a`, `-b`, … on which only its pods may run.
-pub(crate) fn with_nodes(what: &str, nodes: &[&str]) -> Option<Corner> {
-    let cluster = kubernetes::shared_nodes()?;
-    let corner = Corner { namespace: cluster.namespace(what) };
-    make_nodes(&corner, nodes);
-    Some(corner)
-}
-
-/// Makes nodes; they go with the namespace.
-pub(crate) fn make_nodes(corner: &Corner, nodes: &[&str]) {
-    let space = &corner.namespace.name;
-    let uid = corner.get(&format!("namespace/{space}")).uid().to_owned();
-    let node = |name: &&str| {
-        format!(
-            "apiVersion: v1\nkind: Node\nmetadata:\n  name: {space}-{name}\n  labels: {{ told: {space}, kubernetes.io/hostname: {space}-{name} }}\n  \
-             annotations: {{ told/version: {OLD} }}\n  \
-             ownerReferences: [{{ apiVersion: v1, kind: Namespace, name: {space}, uid: {uid} }}]\n\
-             spec: {{ taints: [{{ key: told, value: {space}, effect: NoSchedule }}] }}\n"
-        )
-    };
-    corner.namespace.apply(&nodes.iter().map(node).collect::<Vec<_>>().join("---\n"));
-    for name in nodes {
-        corner.namespace.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("node/{space}-{name}")]);
-    }
-}
-
-/// What a pod needs to be on one of the nodes.
-fn placed(corner: &Corner, node: Option<&str>) -> String {
-    let space = &corner.namespace.name;
-    let node = node.map(|node| format!(", kubernetes.io/hostname: {space}-{node}")).unwrap_or_default();
-    format!(
-        "nodeSelector: {{ told: {space}{node} }}\n      tolerations: [{{ key: told, operator: Exists }}]\n      \
-         terminationGracePeriodSeconds: 0"
-    )
-}
-
-/// Makes a workload on the nodes, and waits for its pods.
-pub(crate) fn workload(corner: &Corner, kind: &str, name: &str, replicas: usize, node: Option<&str>) {
-    let count = if kind == "DaemonSet" { String::new() } else { format!("replicas: {replicas}") };
-    corner.namespace.apply(&format!(
-        "apiVersion: apps/v1\nkind: {kind}\nmetadata: {{ name: {name} }}\nspec:\n  {count}\n  \
-         selector: {{ matchLabels: {{ app: {name} }} }}\n  template:\n    metadata: {{ labels: {{ app: {name} }} }}\n    \
-         spec:\n      {}\n      containers: [{{ name: web, image: \"shop/web:1\" }}]\n",
-        placed(corner, node)
-    ));
-    corner.await_pods(name, "shop/web:1", replicas);
-}
-
-/// A pod that nobody would make anew.
-fn bare_pod(corner: &Corner, name: &str, node: &str) {
-    corner.namespace.apply(&format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name} }}\nspec:\n      {}\n      \
-         containers: [{{ name: web, image: \"shop/web:1\" }}]\n",
-        placed(corner, Some(node))
-    ));
-    corner.namespace.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("pod/{name}")]);
-}
-
-fn node(corner: &Corner, name: &str) -> Object {
-    corner.get(&format!("node/{}-{name}", corner.namespace.name))
-}
-
-/// Cordon, own taints, version and what the step wrote, of every node.
-pub(crate) fn nodes(corner: &Corner) -> String {
-    let selector = format!("told={}", corner.namespace.name);
-    let list = corner.namespace.kubectl(&["get", "nodes", "--selector", &selector, "--output", "json"]);
-    let list: Value = serde_json::from_str(&list).unwrap();
-    let each = list["items"].as_array().unwrap().iter().cloned().map(Object).map(|node| {
-        let taints = node.list("/spec/taints").filter_map(|taint| taint["key"].as_str());
-        let taints: Vec<_> = taints.filter(|key| !key.starts_with("node.kubernetes.io/")).collect();
-        let annotations = node.at("/metadata/annotations").as_object().unwrap();
-        let annotations: Vec<_> = annotations.keys().filter(|key| key.starts_with("upgrade-rs")).collect();
-        let name = node.name().rsplit('-').next().unwrap();
-        let cordon = if node.at("/spec/unschedulable") == true { "cordoned" } else { "open" };
-        format!("{name} {cordon} {} {taints:?} {annotations:?}\n", node.annotation("told/version").unwrap_or("-"))
-    });
-    each.collect()
-}
-
-fn pods_on(corner: &Corner, name: &str) -> String {
-    let fields = format!("spec.nodeName={}-{name}", corner.namespace.name);
-    let format = "jsonpath={range .items[*]}{.metadata.labels.app} {end}";
-    corner.namespace.kubectl(&["get", "pods", "--field-selector", &fields, "--output", format])
-}
-
-/// The words of a `kubectl` command that makes a node's kubelet be of another version.
-pub(crate) fn kubelet(corner: &Corner, version: &str) -> Vec<String> {
-    let cluster = corner.namespace.cluster();
-    let kubectl = cluster.programs().join("kubectl").display().to_string();
-    let kubeconfig = cluster.kubeconfig().display().to_string();
-    let version = format!("told/version={version}");
-    [&*kubectl, "--kubeconfig", &kubeconfig, "annotate", "--overwrite", "node", "{node}", &version]
-        .map(str::to_owned)
-        .into()
-}
-
-/// A step on all the nodes, whose command changes the kubelet's version; `more` is laid over.
-fn config(corner: &Corner, more: &Value) -> NodeConfig {
-    let mut config = json!({ "target": "cluster", "selector": format!("told={}", corner.namespace.name),
-        "version": "1.20.3", "ready_within": "20s", "drain": { "deadline": "20s" },
-        "command": { "run": kubelet(corner, "v1.20.3"), "undo": kubelet(corner, "v{version}") } });
-    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    config.as_object_mut().unwrap().retain(|_, value| !value.is_null());
-    serde_json::from_value(config).unwrap()
-}
-
-fn make(corner: &Corner, more: &Value) -> UndoableNode {
-    NodeStep::from_config(config(corner, more), &corner.build_context()).unwrap().undoable().unwrap()
-}
-
-async fn prepared(step: &UndoableNode, test: &TestContext) -> NodeUndo {
-    match step.prepare(&test.forward()).await.unwrap() {
-        Prepared::Change { undo, .. } => undo,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Applies and expects a failure; then takes back, and expects the world as it was before.
-async fn fails(corner: &Corner, step: &UndoableNode) -> StepError {
-    let (test, before) = (TestContext::new("nodes"), nodes(corner));
-    let undo = prepared(step, &test).await;
-    let error = step.apply(&test.forward(), &undo).await.expect_err("it cannot be done");
-    step.rollback(&test.back(), &undo, None).await.unwrap();
-    assert_eq!(nodes(corner), before);
-    error
-}
+use self::told::{OLD, config, fails, kubelet, make, node, pods_on, prepared, with_nodes, workload};
+pub(crate) use self::told::{make_nodes, nodes};
+use crate::world::golden;
 
 #[tokio::test]
 async fn nodes_are_upgraded_one_after_the_other_and_taken_back() {
@@ -204,60 +79,6 @@ async fn at_commit_nothing_of_the_step_is_left_and_what_is_done_is_not_done_agai
         Prepared::Unchanged { reason, output } => assert!(reason.contains("1 nodes") && output.nodes.len() == 1),
         other => panic!("{other:?}"),
     }
-}
-
-#[tokio::test]
-async fn a_budget_that_blocks_is_named_and_nothing_is_lost() {
-    let Some(corner) = with_nodes("budget", &["a", "b"]) else { return };
-    workload(&corner, "Deployment", "web", 2, Some("a"));
-    corner.namespace.kubectl(&["create", "poddisruptionbudget", "stays", "--selector=app=web", "--min-available=2"]);
-    let step = make(&corner, &json!({ "drain": { "deadline": "3s" } }));
-    let began = Instant::now();
-    let error = fails(&corner, &step).await;
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    for part in ["not drained within 3s", "/web-", "budget stays needs 2"] {
-        assert!(error.message().contains(part), "{part}: {error:?}");
-    }
-    assert!(error.hint().unwrap().contains("k8s.budget"), "{error:?}");
-    assert_eq!(pods_on(&corner, "a").trim(), "web web");
-    // Where it lets one go at a time, they go one after the other.
-    corner.namespace.kubectl(&["delete", "poddisruptionbudget", "stays"]);
-    corner.namespace.kubectl(&[
-        "patch",
-        "deployment",
-        "web",
-        "--type=json",
-        "--patch",
-        "[{op: remove, path: /spec/template/spec/nodeSelector/kubernetes.io~1hostname}]",
-    ]);
-    corner.namespace.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]);
-    corner.namespace.kubectl(&["create", "poddisruptionbudget", "one", "--selector=app=web", "--max-unavailable=1"]);
-    let (test, step) = (TestContext::new("nodes"), make(&corner, &json!({})));
-    let undo = prepared(&step, &test).await;
-    step.apply(&test.forward(), &undo).await.unwrap();
-    corner.await_pods("web", "shop/web:1", 2);
-}
-
-#[tokio::test]
-async fn pods_that_must_not_be_evicted_are_refused_before_anything_changes() {
-    let Some(corner) = with_nodes("refused", &["a", "b"]) else { return };
-    bare_pod(&corner, "alone", "b");
-    let (step, before) = (make(&corner, &json!({})), nodes(&corner));
-    let error = step.prepare(&TestContext::new("nodes").forward()).await.unwrap_err();
-    assert!(error.message().contains("/alone has no controller"), "{error:?}");
-    assert!(error.hint().unwrap().contains("force: true"), "{error:?}");
-    let Prepared::Change { changes, .. } = step.prepare(&TestContext::new("plan").dry_run().forward()).await.unwrap()
-    else {
-        panic!()
-    };
-    assert!(changes[1].summary.as_deref().unwrap().contains("not as it is now"), "{changes:?}");
-    assert_eq!(nodes(&corner), before);
-    let step = make(&corner, &json!({ "drain": { "force": true, "grace_period": "0s", "deadline": "20s" } }));
-    let test = TestContext::new("nodes");
-    let Prepared::Change { undo, changes } = step.prepare(&test.forward()).await.unwrap() else { panic!() };
-    assert!(changes[0].undo_loses.as_deref().unwrap().contains("without a controller"), "{changes:?}");
-    step.apply(&test.forward(), &undo).await.unwrap();
-    assert_eq!(pods_on(&corner, "b"), "");
 }
 
 #[tokio::test]
@@ -493,37 +314,6 @@ async fn a_program_brings_its_own_upgrade_and_says_how_many_nodes_at_once() {
 }
 
 #[tokio::test]
-async fn a_pod_that_does_not_end_is_named_and_its_eviction_is_not_asked_for_again() {
-    let Some(corner) = with_nodes("stays", &["a", "b"]) else { return };
-    workload(&corner, "Deployment", "web", 2, Some("a"));
-    corner.namespace.kubectl(&["create", "poddisruptionbudget", "stays", "--selector=app=web", "--min-available=2"]);
-    let pods = corner.namespace.kubectl(&["get", "pods", "--output", "name"]);
-    let held = "--patch={\"metadata\":{\"finalizers\":[\"example.com/stays\"]}}";
-    for pod in pods.lines() {
-        corner.namespace.kubectl(&["patch", pod, held]);
-    }
-    let step = make(&corner, &json!({ "drain": { "deadline": "10s" } }));
-    let test = TestContext::new("nodes");
-    let undo = prepared(&step, &test).await;
-    let cx = test.forward();
-    let (done, ()) = tokio::join!(step.apply(&cx, &undo), async {
-        // Refused by the budget first, and then deleted by somebody else.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        corner.namespace.kubectl(&["delete", "deployment", "web"]);
-        corner.namespace.kubectl(&["delete", "pods", "--all", "--wait=false"]);
-    });
-    let error = done.unwrap_err();
-    assert!(error.message().contains("was evicted and has not ended"), "{error:?}");
-    assert!(error.hint().unwrap().contains("finalizers"), "{error:?}");
-    let told = test.reported().len();
-    assert!(told < 100, "{told} times round: it does not wait");
-    for pod in pods.lines() {
-        corner.namespace.kubectl(&["patch", pod, "--type=json", "--patch=[{op: remove, path: /metadata/finalizers}]"]);
-    }
-    step.rollback(&test.back(), &undo, None).await.unwrap();
-}
-
-#[tokio::test]
 async fn the_rights_that_the_page_names_are_enough() {
     let Some(corner) = with_nodes("rights", &["a", "b"]) else { return };
     let Some(stranger) = corner.namespace.cluster().kubeconfig_of("stranger") else { return };
@@ -572,23 +362,4 @@ async fn what_only_drains_can_be_undone_and_what_has_no_undo_cannot() {
     step.apply(&test.forward(), &undo).await.unwrap();
     step.rollback(&test.back(), &undo, None).await.unwrap();
     assert_eq!(nodes(&corner), before);
-}
-
-#[tokio::test]
-async fn fifty_pods_are_drained_together() {
-    let Some(corner) = with_nodes("fifty", &["a", "b"]) else { return };
-    corner.namespace.kubectl(&["cordon", &format!("{}-b", corner.namespace.name)]);
-    workload(&corner, "Deployment", "web", 50, None);
-    corner.namespace.kubectl(&["uncordon", &format!("{}-b", corner.namespace.name)]);
-    assert_eq!(pods_on(&corner, "a").split_whitespace().count(), 50);
-    let nodes = json!([format!("{}-a", corner.namespace.name)]);
-    let step = make(&corner, &json!({ "selector": null, "nodes": nodes, "command": null, "version": null }));
-    let test = TestContext::new("nodes");
-    let undo = prepared(&step, &test).await;
-    let began = Instant::now();
-    step.apply(&test.forward(), &undo).await.unwrap();
-    println!("drained in {:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
-    assert_eq!(pods_on(&corner, "a"), "");
-    corner.await_pods("web", "shop/web:1", 50);
 }
