@@ -140,11 +140,25 @@ pub fn shared() -> Option<Cluster> {
     if let Some(kubeconfig) = std::env::var_os("UPGRADE_TEST_KUBECONFIG") {
         return Some(Cluster { kubeconfig: kubeconfig.into(), kubectl: "kubectl".into() });
     }
+    share(&SHARE, "")
+}
+
+/// A second cluster that all test processes share, for tests that change its nodes: those of the first
+/// would notice. Never a caller's own: a test that lets nodes tell what it wants needs ours.
+///
+/// # Panics
+/// Under `CI=true` where there is no control plane, and where it cannot be started.
+pub fn shared_nodes() -> Option<Cluster> {
+    static SHARE: Mutex<Option<Share<Cluster>>> = Mutex::new(None);
+    share(&SHARE, "nodes-")
+}
+
+fn share(share: &Mutex<Option<Share<Cluster>>>, which: &str) -> Option<Cluster> {
     let programs = programs()?;
-    let mut share = SHARE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut share = share.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let share = share.get_or_insert_with(|| {
         // Nodes of another make, which another version of the tests started, would tell something else.
-        let directory = Home::of_this_user().base.join(format!("kubernetes-{}", control_plane::make()));
+        let directory = Home::of_this_user().base.join(format!("kubernetes-{which}{}", control_plane::make()));
         Share::take(
             &directory,
             30,

@@ -43,8 +43,8 @@ pub struct Answer {
     pub reason: String,
     /// What the server says.
     pub message: String,
-    /// Single causes: of a refused eviction, `DisruptionBudget`.
-    pub causes: Vec<String>,
+    /// Single causes, by reason and message: of a refused eviction, `DisruptionBudget`, and which one it is.
+    pub causes: Vec<(String, String)>,
     /// When the server wants to be asked again.
     pub retry_after: Option<Duration>,
 }
@@ -55,7 +55,7 @@ impl Answer {
         let read: Value = serde_json::from_slice(body).unwrap_or_default();
         let text = |value: &Value| value.as_str().unwrap_or_default().trim().to_owned();
         let causes = read["details"]["causes"].as_array().into_iter().flatten();
-        let causes = causes.map(|cause| text(&cause["reason"])).filter(|reason| !reason.is_empty()).collect();
+        let causes = causes.map(|cause| (text(&cause["reason"]), text(&cause["message"]))).collect();
         // A proxy before the server, or an old answer, is plain text.
         let message = match text(&read["message"]) {
             message if message.is_empty() => String::from_utf8_lossy(body).trim().chars().take(500).collect(),
@@ -252,11 +252,11 @@ mod tests {
     fn a_refusal_is_read_whatever_it_is_made_of() {
         let body = json!({
             "kind": "Status", "reason": "TooManyRequests", "message": " Cannot evict pod ", "code": 429,
-            "details": { "retryAfterSeconds": 10, "causes": [{ "reason": "DisruptionBudget" }] },
+            "details": { "retryAfterSeconds": 10, "causes": [{ "reason": "DisruptionBudget", "message": "The disruption budget web needs 2" }] },
         });
         let answer = Answer::read(429, None, body.to_string().as_bytes());
         assert_eq!(answer.message, "Cannot evict pod");
-        assert_eq!(answer.causes, ["DisruptionBudget"]);
+        assert_eq!(answer.causes, [("DisruptionBudget".to_owned(), "The disruption budget web needs 2".to_owned())]);
         assert_eq!(answer.retry_after, Some(Duration::from_secs(10)));
         assert_eq!(Answer::read(502, None, b"Bad Gateway\n").message, "Bad Gateway");
         assert_eq!(Answer::read(504, None, b"").message, "the API server answered 504");

@@ -44,6 +44,7 @@ pub struct Follow<T> {
     kind: Kind,
     namespace: Option<String>,
     labels: String,
+    fields: String,
     keep: Keep<T>,
     objects: BTreeMap<String, T>,
     version: Option<String>,
@@ -65,6 +66,7 @@ impl ApiServer {
             kind,
             namespace: namespace.map(str::to_owned),
             labels: labels.to_owned(),
+            fields: String::new(),
             keep: Box::new(keep),
             objects: BTreeMap::new(),
             version: None,
@@ -74,6 +76,13 @@ impl ApiServer {
 }
 
 impl<T> Follow<T> {
+    /// Follows only what a field selector leaves, too: the pods of one node by `spec.nodeName=NAME`.
+    #[must_use]
+    pub fn with_fields(mut self, fields: impl Into<String>) -> Self {
+        self.fields = fields.into();
+        self
+    }
+
     /// Returns what is kept of the objects, by uid.
     pub fn objects(&self) -> &BTreeMap<String, T> {
         &self.objects
@@ -98,6 +107,9 @@ impl<T> Follow<T> {
             query.push(("resourceVersion", &version));
             if !self.labels.is_empty() {
                 query.push(("labelSelector", &self.labels));
+            }
+            if !self.fields.is_empty() {
+                query.push(("fieldSelector", &self.fields));
             }
             let request = Request::get(address(&path, &query)).header("accept", "application/json").body(Vec::new());
             let request =
@@ -177,7 +189,8 @@ impl<T> Follow<T> {
 
     async fn list(&mut self) -> Result<(), KubeError> {
         self.version = None;
-        let (objects, version) = self.server.list(&self.kind, self.namespace.as_deref(), &self.labels, "").await?;
+        let namespace = self.namespace.as_deref();
+        let (objects, version) = self.server.list(&self.kind, namespace, &self.labels, &self.fields).await?;
         self.objects = objects
             .iter()
             .filter_map(|object| (self.keep)(object).map(|kept| (object.uid().to_owned(), kept)))

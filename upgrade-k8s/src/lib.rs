@@ -28,6 +28,7 @@ pub mod manifest;
 pub mod naming;
 pub mod object;
 mod pods;
+mod program;
 pub mod quantity;
 pub mod removed_apis;
 pub mod restoration;

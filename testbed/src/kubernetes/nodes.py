@@ -16,6 +16,10 @@ image says, after the last `-` or as the whole tag:
 A container that ends well has an effect, if its variables ask for one: ADDS=x adds the line x to what the
 ConfigMap `effects` of its namespace has as `lines`, REMOVES=x takes all such lines away.
 
+A Node that somebody else makes with the label `told` is told of as well, as soon as it is seen. Its
+annotation `told/version` is its kubelet's version, `told/ready: "False"` means that it is not ready; both
+show at once.
+
 Standard library only.
 """
 
@@ -56,16 +60,40 @@ def now(form="%Y-%m-%dT%H:%M:%SZ"):
     return datetime.datetime.utcnow().strftime(form)
 
 
-def heartbeat():
-    for number, node in enumerate(nodes):
+# The nodes that others made: what was last told of each.
+others = {}
+
+
+def adopt():
+    """Tells of nodes that others made, and of what has changed in their annotations."""
+    status, answer = request("GET", "/api/v1/nodes?labelSelector=told&resourceVersion=0")
+    if status != 200:
+        return
+    for node in answer.get("items", []):
+        name, annotations = node["metadata"]["name"], node["metadata"].get("annotations", {})
+        wanted = (node["metadata"]["uid"], annotations.get("told/version", "v1.20.2"), annotations.get("told/ready", "True"))
+        if others.get(name) != wanted:
+            others[name] = wanted
+            heartbeat([name])
+    there = {node["metadata"]["name"] for node in answer.get("items", [])}
+    for name in set(others) - there:
+        del others[name]
+
+
+def heartbeat(which):
+    for name in which:
+        node, number = name, nodes.index(name) if name in nodes else 100
+        _, version, is_ready = others.get(node, ("", "v1.20.2", "True"))
         status, _ = request("GET", f"/api/v1/nodes/{node}")
+        if status == 404 and node in others:
+            continue
         if status == 404:
             labels = {"kubernetes.io/hostname": node, "kubernetes.io/os": "linux"}
             request("POST", "/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "labels": labels}})
         room = {"cpu": "32", "memory": "256Gi", "pods": "500", "ephemeral-storage": "1Ti"}
         info = {key: "" for key in ("kernelVersion", "osImage", "machineID", "systemUUID", "bootID", "kubeProxyVersion")}
-        info.update(architecture="amd64", operatingSystem="linux", kubeletVersion="v1.20.2", containerRuntimeVersion="none://0")
-        told = [("Ready", "True"), ("MemoryPressure", "False"), ("DiskPressure", "False"), ("PIDPressure", "False")]
+        info.update(architecture="amd64", operatingSystem="linux", kubeletVersion=version, containerRuntimeVersion="none://0")
+        told = [("Ready", is_ready), ("MemoryPressure", "False"), ("DiskPressure", "False"), ("PIDPressure", "False")]
         conditions = [
             {"type": kind, "status": value, "reason": "Told", "message": "told", "lastHeartbeatTime": now(), "lastTransitionTime": now()}
             for kind, value in told
@@ -188,12 +216,13 @@ def reason(container):
 beat = 0
 while True:
     if time.monotonic() - beat > 10 or beat == 0:
-        heartbeat()
+        heartbeat(nodes + list(others))
         beat = time.monotonic()
+    adopt()
     status, answer = request("GET", "/api/v1/pods?resourceVersion=0")
     there = answer.get("items", []) if status == 200 else []
     for pod in there:
-        if pod["spec"].get("nodeName") not in nodes:
+        if pod["spec"].get("nodeName") not in nodes and pod["spec"].get("nodeName") not in others:
             continue
         metadata = pod["metadata"]
         path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"

@@ -7,6 +7,7 @@ mod blue_green;
 mod canary;
 mod config;
 mod job;
+mod node;
 mod pair;
 mod restore;
 mod rollout;
@@ -18,6 +19,10 @@ pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo}
 pub use canary::{Canary, CanaryConfig, CanaryOutput, CanaryUndo, PausedWeightConfig, RouteUndo, WeightConfig};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
 pub use job::{EnvSource, JobConfig, JobOutput, JobStep, JobUndo, UndoJobConfig, UndoableJob};
+pub use node::{
+    DrainConfig, FoundNode, NodeCommandConfig, NodeConfig, NodeJobConfig, NodeOutput, NodeStep, NodeUndo, NodeUpgrade,
+    UndoableNode, UpgradedNode,
+};
 pub use pair::{LedService, PairUndo};
 pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
@@ -54,12 +59,18 @@ pub(crate) fn register(registry: &mut Registry) {
         "Changes ConfigMaps and Secrets together with the workloads that read them",
         reversible(ConfigStep::from_config),
     );
+    registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config);
+    registry.step(
+        "k8s.node",
+        "Drains nodes and upgrades them, a few at a time, and restores their cordon",
+        NodeStep::any_from_config,
+    );
     registry.step(
         "k8s.restore",
         "Brings objects back to what a backup of them holds, undoably",
         reversible(Restore::from_config),
     );
-    registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config).step(
+    registry.step(
         "k8s.rollout",
         "Brings workloads to other images or settings, as one unit",
         reversible(RolloutStep::from_config),

@@ -14,6 +14,7 @@ mod faults;
 mod formats;
 mod foundation;
 mod job;
+mod node;
 mod requests;
 mod restore;
 mod rights;

@@ -156,10 +156,12 @@ impl JsonSchema for EnvSource {
 
 /// Holds what one Job runs, nothing left out.
 #[derive(Debug, Clone)]
-pub(super) struct Work {
+pub(in crate::steps) struct Work {
     pub(super) pod: Pod,
     pub(super) deadline: Span,
     pub(super) retries: u32,
+    /// The node that it is run on, and is the master of; none where the scheduler chooses one.
+    pub(super) node: Option<String>,
 }
 
 /// Says what runs in the pod.
@@ -178,12 +180,25 @@ pub(super) enum Pod {
     Template(Map<String, Value>),
 }
 
+impl Work {
+    /// Says on which node it is run.
+    pub(in crate::steps) fn on(mut self, node: &str) -> Self {
+        self.node = Some(node.to_owned());
+        self
+    }
+
+    /// Says in one line what runs, without what variables hold.
+    pub(in crate::steps) fn line(&self) -> String {
+        super::manifest::line(&self.pod)
+    }
+}
+
 impl JobConfig {
     /// Says what runs.
     ///
     /// # Errors
     /// Keys are missing or contradict each other.
-    pub(super) fn work(&self) -> Result<Work, BuildError> {
+    pub(in crate::steps) fn work(&self) -> Result<Work, BuildError> {
         let pod = match (&self.image, &self.template) {
             (None, None) => {
                 return Err(BuildError::new("it does not say what runs")
@@ -211,14 +226,14 @@ impl JobConfig {
             },
         };
         check("", &pod, self.deadline)?;
-        Ok(Work { pod, deadline: self.deadline, retries: self.retries })
+        Ok(Work { pod, deadline: self.deadline, retries: self.retries, node: None })
     }
 
     /// Says what is run to undo it, if anything is.
     ///
     /// # Errors
     /// Keys are missing or contradict each other.
-    pub(super) fn undo_work(&self) -> Result<Option<Work>, BuildError> {
+    pub(in crate::steps) fn undo_work(&self) -> Result<Option<Work>, BuildError> {
         let Some(undo) = &self.undo else { return Ok(None) };
         let pod = match (&undo.template, undo.image.as_ref().or(self.image.as_ref())) {
             (Some(template), _) => {
@@ -255,7 +270,7 @@ impl JobConfig {
         };
         let deadline = undo.deadline.unwrap_or(self.deadline);
         check("undo.", &pod, deadline)?;
-        Ok(Some(Work { pod, deadline, retries: undo.retries.unwrap_or(self.retries) }))
+        Ok(Some(Work { pod, deadline, retries: undo.retries.unwrap_or(self.retries), node: None }))
     }
 }
 

@@ -32,6 +32,9 @@ pub(super) async fn job(cx: &Context, name: &ObjectName, work: &Work) -> Result<
         }
     };
     template["spec"]["restartPolicy"] = json!("Never");
+    if let Some(node) = &work.node {
+        pin(&mut template["spec"], node, matches!(work.pod, Pod::Container { .. }));
+    }
     // So that what runs is found even where its Job is gone.
     mark(&mut template, cx);
     let seconds = work.deadline.0.as_millis().div_ceil(1000).max(1);
@@ -47,6 +50,23 @@ pub(super) async fn job(cx: &Context, name: &ObjectName, work: &Work) -> Result<
     });
     mark(&mut job, cx);
     Ok(job)
+}
+
+/// Puts a pod on a node whatever keeps others away from it, and gives it the machine if nobody said more
+/// exactly what it gets: the one of `kubectl debug node` with the profile `sysadmin`, its root at `/host`.
+fn pin(spec: &mut Value, node: &str, with_the_machine: bool) {
+    spec["nodeName"] = json!(node);
+    if spec["tolerations"].is_null() {
+        spec["tolerations"] = json!([{ "operator": "Exists" }]);
+    }
+    if with_the_machine {
+        for namespace in ["hostPID", "hostIPC", "hostNetwork"] {
+            spec[namespace] = json!(true);
+        }
+        spec["volumes"] = json!([{ "name": "host", "hostPath": { "path": "/" } }]);
+        spec["containers"][0]["securityContext"] = json!({ "privileged": true });
+        spec["containers"][0]["volumeMounts"] = json!([{ "name": "host", "mountPath": "/host" }]);
+    }
 }
 
 /// Marks what may have `metadata`, `labels` or `annotations` that are null, as YAML has them.
@@ -135,6 +155,18 @@ mod tests {
         assert_eq!(spec, &expected);
         assert!(naming::is_ours(&crate::Object(job.clone()), &test.back()));
         assert_eq!(pod(&job)["metadata"]["annotations"], job["metadata"]["annotations"]);
+    }
+
+    #[tokio::test]
+    async fn a_job_of_a_node_is_on_it_and_has_its_machine() {
+        let test = TestContext::new("nodes");
+        let name = ObjectName::new(Kind::job(), "kube-system", "n1-job-1");
+        let asked = config(json!({ "name": "n1", "image": "tools:1", "command": ["chroot", "/host", "upgrade"] }));
+        let work = Work { node: Some("n1".into()), ..asked.work().unwrap() };
+        let spec = job(&test.forward(), &name, &work).await.unwrap()["spec"]["template"]["spec"].clone();
+        assert_eq!((&spec["nodeName"], &spec["hostPID"]), (&json!("n1"), &json!(true)));
+        assert_eq!(spec["tolerations"][0]["operator"], "Exists");
+        assert_eq!(spec["containers"][0]["securityContext"]["privileged"], true);
     }
 
     #[tokio::test]

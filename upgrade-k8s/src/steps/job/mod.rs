@@ -6,12 +6,10 @@ mod manifest;
 mod one_off;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::Instant;
 use upgrade_core::AnyStep;
 use upgrade_core::context::Context;
 use upgrade_core::error::{Conflict, StepError};
@@ -22,17 +20,12 @@ use upgrade_core::undoable::{OptionalRollback, Undoable};
 
 pub use config::{EnvSource, JobConfig, UndoJobConfig};
 
-use self::config::Work;
-use self::one_off::{OneOff, Standing};
-use crate::error::KubeError;
+pub(super) use self::config::Work;
+pub(super) use self::one_off::OneOff;
 use crate::kind::Kind;
 use crate::naming;
 use crate::object::ObjectName;
-use crate::server::ApiServer;
 use crate::target::{Cluster, check_name};
-
-/// How long a quota is waited for that is used up: pods of the step before may be on their way out.
-const ROOM: Duration = Duration::from_secs(10);
 
 /// Runs a Job to its end: what cannot be undone, or [`UndoableJob`].
 ///
@@ -98,24 +91,6 @@ impl JobStep {
         Self::from_config(config, cx).map(AnyStep::optionally_reversible)
     }
 
-    /// Asks whether the cluster would take a Job and its pod, and makes neither.
-    async fn try_out(&self, server: &ApiServer, cx: &Context, name: &ObjectName, work: &Work) -> Result<(), StepError> {
-        let job = manifest::job(cx, name, work).await?;
-        unless_unasked(server.try_create(name, &job).await)?;
-        let pod = ObjectName::new(Kind::pod(), &self.namespace, &name.name);
-        let body = manifest::pod(&job);
-        let until = Instant::now() + ROOM;
-        loop {
-            match unless_unasked(server.try_create(&pod, &body).await) {
-                Err(error) if is_quota(&error) && !cx.is_dry_run() && Instant::now() < until => {
-                    cx.progress(0, None, "waiting for room in the namespace's quota");
-                    server.pause(Duration::from_secs(1)).await?;
-                }
-                done => return Ok(done?),
-            }
-        }
-    }
-
     fn change(&self, refused: Option<&StepError>) -> Change {
         let mut summary = vec![format!("as a Job of namespace {}", self.namespace)];
         summary.extend(manifest::variables(&self.work.pod));
@@ -126,26 +101,6 @@ impl JobStep {
         summary.extend(refused.map(|error| format!("the cluster would refuse it as it is now: {}", error.message())));
         Change::new(Effect::Run, manifest::line(&self.work.pod)).with_summary(summary.join("; "))
     }
-}
-
-/// Lets pass what only says that nobody can be asked: no permission to make pods, which their controller
-/// has, or a webhook that knows no dry run.
-fn unless_unasked<T>(answer: Result<T, KubeError>) -> Result<(), KubeError> {
-    match answer {
-        Err(error)
-            if error.answer().is_some_and(|answer| answer.message.contains("cannot create resource \"pods\"")) =>
-        {
-            Ok(())
-        }
-        Err(error) if error.answer().is_some_and(|answer| answer.message.contains("does not support dry run")) => {
-            Ok(())
-        }
-        answer => answer.map(drop),
-    }
-}
-
-fn is_quota(error: &KubeError) -> bool {
-    error.answer().is_some_and(|answer| answer.status == 403 && answer.message.contains("exceeded quota"))
 }
 
 #[async_trait]
@@ -167,7 +122,7 @@ impl Step for JobStep {
         for (name, work) in works.into_iter().filter_map(|(name, work)| name.zip(work)) {
             let job = OneOff::new(&server, cx, &self.namespace, name);
             job.standing().await?;
-            match self.try_out(&server, cx, job.name(), work).await {
+            match job.try_out(work).await {
                 // What it lacks may be what earlier steps, which a plan does not run, bring.
                 Err(error) if cx.is_dry_run() && error.class() == upgrade_core::error::Class::Permanent => {
                     refused.get_or_insert(error);
@@ -212,11 +167,6 @@ impl OptionalRollback for JobStep {
     async fn rollback(&self, cx: &Context, undo: &JobUndo, _: Option<&JobOutput>) -> Result<(), StepError> {
         let server = self.cluster.connect(cx).await?;
         let job = OneOff::new(&server, cx, &undo.namespace, &undo.job);
-        if matches!(job.standing().await?, Standing::NeverRan(_)) {
-            return job.remove().await;
-        }
-        // Gone, with all that it runs, before the undo begins.
-        job.remove().await?;
         let (Some(name), Some(work)) = (&undo.undo, &self.undo) else {
             return Err(StepError::conflict(Conflict {
                 subject: format!("the undo of Job {}", undo.job),
@@ -225,16 +175,6 @@ impl OptionalRollback for JobStep {
                 present: "none".into(),
             }));
         };
-        let undoing = OneOff::new(&server, cx, &undo.namespace, name);
-        loop {
-            undoing.run(work).await?;
-            if matches!(job.standing().await?, Standing::Absent) {
-                // The last: as long as it stands, a call that is repeated does not undo twice.
-                return undoing.remove().await;
-            }
-            // A request of the driver that died came through only now: that one is undone as well.
-            job.remove().await?;
-            undoing.remove().await?;
-        }
+        job.undo_by(&OneOff::new(&server, cx, &undo.namespace, name), work).await
     }
 }

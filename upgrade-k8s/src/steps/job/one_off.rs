@@ -14,6 +14,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 use upgrade_core::context::Context;
 use upgrade_core::error::{Conflict, StepError};
 
@@ -21,7 +22,7 @@ use super::JobOutput;
 use super::config::Work;
 use super::ending::{End, Ending};
 use super::manifest;
-use crate::error::not_cancelled;
+use crate::error::{KubeError, not_cancelled};
 use crate::kind::Kind;
 use crate::naming;
 use crate::object::{Object, ObjectName, patch};
@@ -32,10 +33,12 @@ const NEVER_RAN: &str = "upgrade-rs.github.io/never-ran";
 /// How long a stopped Job's pods are looked at, to learn whether they ran.
 const GOES: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(200);
+/// How long a quota is waited for that is used up: pods of the step before may be on their way out.
+const ROOM: Duration = Duration::from_secs(10);
 
 /// Says how a Job is.
 #[derive(Debug)]
-pub(super) enum Standing {
+pub(in crate::steps) enum Standing {
     Absent,
     /// It is being deleted.
     Going(Object),
@@ -48,26 +51,22 @@ pub(super) enum Standing {
 }
 
 /// A Job of the step that is called.
-pub(super) struct OneOff<'a> {
+pub(in crate::steps) struct OneOff<'a> {
     server: &'a ApiServer,
     cx: &'a Context,
     name: ObjectName,
 }
 
 impl<'a> OneOff<'a> {
-    pub(super) fn new(server: &'a ApiServer, cx: &'a Context, namespace: &str, name: &str) -> Self {
+    pub(in crate::steps) fn new(server: &'a ApiServer, cx: &'a Context, namespace: &str, name: &str) -> Self {
         Self { server, cx, name: ObjectName::new(Kind::job(), namespace, name) }
-    }
-
-    pub(super) fn name(&self) -> &ObjectName {
-        &self.name
     }
 
     /// Looks how it is.
     ///
     /// # Errors
     /// The Job of that name is somebody else's, which is a conflict.
-    pub(super) async fn standing(&self) -> Result<Standing, StepError> {
+    pub(in crate::steps) async fn standing(&self) -> Result<Standing, StepError> {
         let Some(job) = self.server.get(&self.name).await? else { return Ok(Standing::Absent) };
         if !naming::is_ours(&job, self.cx) {
             return Err(StepError::conflict(Conflict {
@@ -93,11 +92,56 @@ impl<'a> OneOff<'a> {
         })
     }
 
+    /// Asks whether the cluster would take the Job and its pod, and makes neither.
+    ///
+    /// # Errors
+    /// It would not; the cluster cannot be asked.
+    pub(in crate::steps) async fn try_out(&self, work: &Work) -> Result<(), StepError> {
+        let job = manifest::job(self.cx, &self.name, work).await?;
+        unless_unasked(self.server.try_create(&self.name, &job).await)?;
+        let namespace = self.name.namespace.as_deref().unwrap_or_default();
+        let pod = ObjectName::new(Kind::pod(), namespace, &self.name.name);
+        let body = manifest::pod(&job);
+        let until = Instant::now() + ROOM;
+        loop {
+            match unless_unasked(self.server.try_create(&pod, &body).await) {
+                Err(error) if is_quota(&error) && !self.cx.is_dry_run() && Instant::now() < until => {
+                    self.cx.progress(0, None, "waiting for room in the namespace's quota");
+                    self.server.pause(Duration::from_secs(1)).await?;
+                }
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// Removes the Job, awaits the end of all that it ran, and runs the one that undoes it; nothing is left
+    /// of either.
+    ///
+    /// # Errors
+    /// The undo failed; one of both is somebody else's.
+    pub(in crate::steps) async fn undo_by(&self, undo: &Self, work: &Work) -> Result<(), StepError> {
+        if matches!(self.standing().await?, Standing::NeverRan(_)) {
+            return self.remove().await;
+        }
+        // Gone, with all that it runs, before the undo begins.
+        self.remove().await?;
+        loop {
+            undo.run(work).await?;
+            if matches!(self.standing().await?, Standing::Absent) {
+                // The last: as long as it stands, a call that is repeated does not undo twice.
+                return undo.remove().await;
+            }
+            // A request of the driver that died came through only now: that one is undone as well.
+            self.remove().await?;
+            undo.remove().await?;
+        }
+    }
+
     /// Runs the Job to its end, once: one that runs or has ended is taken for what it is.
     ///
     /// # Errors
     /// It could not be made, it failed, or the call was cancelled: it has been stopped then.
-    pub(super) async fn run(&self, work: &Work) -> Result<JobOutput, StepError> {
+    pub(in crate::steps) async fn run(&self, work: &Work) -> Result<JobOutput, StepError> {
         let (job, is_new) = loop {
             match self.standing().await? {
                 Standing::Absent => {
@@ -173,7 +217,7 @@ impl<'a> OneOff<'a> {
 
     /// Removes the Job and awaits the end of all that it ran; one that does not exist is left alone, its
     /// pods are awaited all the same.
-    pub(super) async fn remove(&self) -> Result<(), StepError> {
+    pub(in crate::steps) async fn remove(&self) -> Result<(), StepError> {
         let there = match self.standing().await? {
             Standing::Absent => None,
             Standing::Going(job)
@@ -208,4 +252,24 @@ impl<'a> OneOff<'a> {
 /// Tells whether a Job has a condition.
 pub(super) fn is(job: &Object, condition: &str) -> bool {
     job.list("/status/conditions").any(|each| each["type"] == condition && each["status"] == "True")
+}
+
+/// Lets pass what only says that nobody can be asked: no permission to make pods, which their controller
+/// has, or a webhook that knows no dry run.
+fn unless_unasked<T>(answer: Result<T, KubeError>) -> Result<(), KubeError> {
+    match answer {
+        Err(error)
+            if error.answer().is_some_and(|answer| answer.message.contains("cannot create resource \"pods\"")) =>
+        {
+            Ok(())
+        }
+        Err(error) if error.answer().is_some_and(|answer| answer.message.contains("does not support dry run")) => {
+            Ok(())
+        }
+        answer => answer.map(drop),
+    }
+}
+
+fn is_quota(error: &KubeError) -> bool {
+    error.answer().is_some_and(|answer| answer.status == 403 && answer.message.contains("exceeded quota"))
 }

@@ -9,6 +9,7 @@ pub(crate) mod blue_green;
 pub(crate) mod canary;
 pub(crate) mod config;
 pub(crate) mod job;
+pub(crate) mod node;
 pub(crate) mod rollout;
 
 use upgrade_core::file::{LoadOptions, parse};
@@ -24,7 +25,8 @@ use crate::world::{Corner, registry};
 pub(crate) struct Case {
     /// Makes what is there before.
     pub(crate) setup: fn(&Corner),
-    /// The rest of a pipeline file, whose target `cluster` is the namespace, and `DIRECTORY` the directory.
+    /// The rest of a pipeline file, whose target `cluster` is the namespace; `DIRECTORY`, `NAMESPACE`, `KUBECTL`
+    /// and `KUBECONFIG` stand for what they are.
     pub(crate) pipeline: &'static str,
     /// Writes down all of the namespace that must be right.
     pub(crate) observe: fn(&Corner) -> String,
@@ -53,7 +55,12 @@ impl Scenario for On<'_> {
         let (kubeconfig, namespace) = (self.cluster.kubeconfig().display(), &world.namespace.name);
         let document = format!(
             "targets: {{ cluster: {{ uses: k8s, with: {{ kubeconfig: \"{kubeconfig}\", namespace: {namespace} }} }} }}\n{}",
-            self.case.pipeline.replace("DIRECTORY", &world.directory().to_string_lossy())
+            self.case
+                .pipeline
+                .replace("DIRECTORY", &world.directory().to_string_lossy())
+                .replace("NAMESPACE", namespace)
+                .replace("KUBECTL", &self.cluster.programs().join("kubectl").display().to_string())
+                .replace("KUBECONFIG", &kubeconfig.to_string())
         );
         parse(&document, "pipeline.yaml".as_ref(), "/".as_ref(), &LoadOptions::default(), &registry())
             .unwrap_or_else(|error| panic!("{error}"))
@@ -74,7 +81,12 @@ impl Scenario for On<'_> {
 
 /// Lives through every `stride`th trouble of a case.
 pub(crate) fn sweep(case: &Case, stride: u64, at_least: usize) {
-    let Some(cluster) = upgrade_testbed::kubernetes::shared() else { return };
+    sweep_on(upgrade_testbed::kubernetes::shared(), case, stride, at_least);
+}
+
+/// As [`sweep`], on another cluster.
+pub(crate) fn sweep_on(cluster: Option<Cluster>, case: &Case, stride: u64, at_least: usize) {
+    let Some(cluster) = cluster else { return };
     let report = Sweep::new(&On { case, cluster }).every(stride).run().unwrap_or_else(|failure| panic!("{failure}"));
     println!("{report:?}");
     assert!(report.cases >= at_least, "{report:?}");
@@ -82,7 +94,12 @@ pub(crate) fn sweep(case: &Case, stride: u64, at_least: usize) {
 
 /// Asks that each seeded defect is noticed: what a sweep passes proves something only then.
 pub(crate) fn notices_every_seeded_defect(case: &Case) {
-    let Some(cluster) = upgrade_testbed::kubernetes::shared() else { return };
+    notices_every_seeded_defect_on(upgrade_testbed::kubernetes::shared(), case);
+}
+
+/// As [`notices_every_seeded_defect`], on another cluster.
+pub(crate) fn notices_every_seeded_defect_on(cluster: Option<Cluster>, case: &Case) {
+    let Some(cluster) = cluster else { return };
     let case = On { case, cluster };
     for mutation in Mutation::ALL {
         let failure = Sweep::new(&case).with_mutation(mutation).run();
