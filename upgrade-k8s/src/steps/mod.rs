@@ -5,12 +5,14 @@ mod blue_green;
 mod config;
 mod job;
 mod rollout;
+mod scale;
 
 pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
 pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, LedService};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
 pub use job::{EnvSource, JobConfig, JobOutput, JobStep, JobUndo, UndoJobConfig, UndoableJob};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
+pub use scale::{Scale, ScaleConfig, ScaleOutput, ScaleUndo, ScaledWorkload, ScaledWorkloadConfig};
 
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
@@ -34,11 +36,13 @@ pub(crate) fn register(registry: &mut Registry) {
         "Changes ConfigMaps and Secrets together with the workloads that read them",
         reversible(ConfigStep::from_config),
     );
-    registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config).step(
+    registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config);
+    registry.step(
         "k8s.rollout",
         "Brings workloads to other images or settings, as one unit",
         reversible(RolloutStep::from_config),
     );
+    registry.step("k8s.scale", "Gives workloads another number of pods, as one unit", reversible(Scale::from_config));
 }
 
 /// How long what is followed may take where nothing else is said.

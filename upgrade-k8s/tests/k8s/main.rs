@@ -11,5 +11,6 @@ mod formats;
 mod foundation;
 mod job;
 mod rollout;
+mod scale;
 mod sweeps;
 mod world;

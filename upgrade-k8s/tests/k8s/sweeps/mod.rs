@@ -8,6 +8,7 @@ mod blue_green;
 mod config;
 mod job;
 mod rollout;
+mod scale;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
