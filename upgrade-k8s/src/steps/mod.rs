@@ -3,6 +3,7 @@
 mod apply;
 mod blue_green;
 mod config;
+mod exec;
 mod job;
 mod rollout;
 mod scale;
@@ -10,6 +11,7 @@ mod scale;
 pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
 pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo, LedService};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
+pub use exec::{Exec, ExecConfig, ExecOutput, ExecUndo, UndoableExec};
 pub use job::{EnvSource, JobConfig, JobOutput, JobStep, JobUndo, UndoJobConfig, UndoableJob};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
 pub use scale::{Scale, ScaleConfig, ScaleOutput, ScaleUndo, ScaledWorkload, ScaledWorkloadConfig};
@@ -35,6 +37,11 @@ pub(crate) fn register(registry: &mut Registry) {
         "k8s.config",
         "Changes ConfigMaps and Secrets together with the workloads that read them",
         reversible(ConfigStep::from_config),
+    );
+    registry.step(
+        "k8s.exec",
+        "Runs a command inside a container of a pod, and another one to undo it",
+        Exec::any_from_config,
     );
     registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config);
     registry.step(

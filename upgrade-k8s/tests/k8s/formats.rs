@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use upgrade_core::step::Step;
-use upgrade_k8s::steps::{Apply, BlueGreen, ConfigStep, RolloutStep, Scale};
+use upgrade_k8s::steps::{Apply, BlueGreen, ConfigStep, Exec, RolloutStep, Scale};
 
 fn is_read<S: Step>() {
     let name = format!("{}.undo.v1.json", S::KIND);
@@ -22,6 +22,7 @@ fn undo_records_of_every_format_are_read() {
     is_read::<Apply>();
     is_read::<BlueGreen>();
     is_read::<ConfigStep>();
+    is_read::<Exec>();
     is_read::<RolloutStep>();
     is_read::<Scale>();
 }

@@ -74,6 +74,11 @@ impl Scenario for On<'_> {
 /// Lives through every `stride`th trouble of a case.
 pub(crate) fn sweep(case: &Case, stride: u64, at_least: usize) {
     let Some(cluster) = upgrade_testbed::kubernetes::shared() else { return };
+    sweep_on(cluster, case, stride, at_least);
+}
+
+/// Lives through every `stride`th trouble of a case, on a cluster of the caller's.
+pub(crate) fn sweep_on(cluster: Cluster, case: &Case, stride: u64, at_least: usize) {
     let report = Sweep::new(&On { case, cluster }).every(stride).run().unwrap_or_else(|failure| panic!("{failure}"));
     println!("{report:?}");
     assert!(report.cases >= at_least, "{report:?}");
@@ -82,6 +87,11 @@ pub(crate) fn sweep(case: &Case, stride: u64, at_least: usize) {
 /// Asks that each seeded defect is noticed: what a sweep passes proves something only then.
 pub(crate) fn notices_every_seeded_defect(case: &Case) {
     let Some(cluster) = upgrade_testbed::kubernetes::shared() else { return };
+    notices_every_seeded_defect_on(cluster, case);
+}
+
+/// Asks the same on a cluster of the caller's.
+pub(crate) fn notices_every_seeded_defect_on(cluster: Cluster, case: &Case) {
     let case = On { case, cluster };
     for mutation in Mutation::ALL {
         let failure = Sweep::new(&case).with_mutation(mutation).run();

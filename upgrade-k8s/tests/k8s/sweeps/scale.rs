@@ -38,7 +38,7 @@ fn observe(corner: &Corner) -> String {
 
 #[test]
 fn a_number_of_pods_survives_every_crash() {
-    sweep(&CASE, 9, 5);
+    sweep(&CASE, 27, 5);
 }
 
 #[test]
