@@ -15,4 +15,5 @@ mod kubelet;
 mod rollout;
 mod scale;
 mod sweeps;
+mod tunnel;
 mod world;
