@@ -62,7 +62,8 @@ async fn who_answers(address: std::net::SocketAddr) -> String {
     let (mut from, mut to) = stream.split();
     let mut came = vec![0; sent.len()];
     let (wrote, read) = tokio::join!(to.write_all(&sent), from.read_exact(&mut came));
-    (wrote.unwrap(), read.unwrap());
+    wrote.unwrap();
+    read.unwrap();
     assert!(came == sent, "what came back is not what was sent");
     String::from_utf8(name).unwrap()
 }
