@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -24,6 +25,9 @@ use crate::server::ApiServer;
 use crate::target::{Cluster, check_name};
 use crate::which::{Which, container_of, is_ready, runs};
 use crate::workload::WorkloadName;
+
+/// How many pods are looked into at once.
+const AT_ONCE: usize = 8;
 
 /// Configures `k8s.exec`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -319,11 +323,14 @@ impl Step for Exec {
             pods.extend(server.get(&name).await?.filter(|pod| pod.uid() == undo.pod_uid));
         }
         // What ran in a container that has ended has ended with it.
-        for pod in pods.iter().filter(|pod| runs(pod, &undo.container)) {
-            let (namespace, container) = (&undo.namespace, &undo.container);
-            Inside { server: &server, namespace, pod: pod.name(), container }.end().await?;
-        }
-        Ok(())
+        let running = pods.iter().filter(|pod| runs(pod, &undo.container));
+        let looks = running.map(|pod| {
+            let inside =
+                Inside { server: &server, namespace: &undo.namespace, pod: pod.name(), container: &undo.container };
+            async move { inside.end().await }
+        });
+        let looks: Vec<_> = looks.collect();
+        stream::iter(looks).buffer_unordered(AT_ONCE).try_collect().await
     }
 
     fn definition(&self) -> Value {

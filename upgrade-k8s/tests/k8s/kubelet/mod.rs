@@ -7,6 +7,7 @@
 #![cfg(test)]
 
 mod exec;
+mod logs;
 mod tunnel;
 
 use upgrade_testbed::kubernetes;
