@@ -6,9 +6,13 @@ for part in kubelet containerd; do
 done
 # The shims of containers: their command lines name the directory; their children are what ran.
 for each in /proc/[0-9]*; do
-    tr '\0' ' ' <"$each/cmdline" 2>/dev/null | grep -q "containerd-shim.* $1/node/" || continue
+    { tr '\0' ' ' <"$each/cmdline"; } 2>/dev/null | grep -q "containerd-shim.* $1/node/" || continue
     for child in $(cat "$each"/task/*/children 2>/dev/null); do kill -KILL "$child" 2>/dev/null; done
     kill -KILL "${each#/proc/}" 2>/dev/null
+done
+# What is killed leaves its socket.
+for address in "$1"/node/state/io.containerd.runtime.v2.task/k8s.io/*/address; do
+    [ -e "$address" ] && rm -f "$(sed 's|^unix://||' "$address")"
 done
 [ -e "$1/node/before" ] || exit 0
 sleep 0.5
