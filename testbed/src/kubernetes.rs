@@ -4,6 +4,7 @@
 //! tag of an image says what becomes of a pod, as `nodes.py` lists.
 
 mod control_plane;
+mod kubelet;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -178,6 +179,31 @@ fn share(share: &Mutex<Option<Share<Cluster>>>, which: &str) -> Option<Cluster> 
 /// As [`shared`].
 pub fn own() -> Option<ControlPlane> {
     programs().map(|programs| ControlPlane::create(&programs))
+}
+
+/// A cluster whose one node, `node`, is this machine: containers run there, and can be entered and reached.
+///
+/// It has three images: `upgrade.test/busybox:1` and `upgrade.test/bare:1`, which sleep until they are ended,
+/// the latter without a shell, and a pause. All test processes share it; some seconds after the last one, it ends
+/// and puts back what it changed of the machine. It takes root, cgroups of version 1 and a `containerd`.
+///
+/// # Panics
+/// There is no kubelet, which `scripts/kubernetes --kubelet` builds; or it cannot be started.
+pub fn kubelet() -> Cluster {
+    static SHARE: Mutex<Option<Share<Cluster>>> = Mutex::new(None);
+    let programs = programs().expect("scripts/kubernetes --kubelet builds a control plane and a kubelet");
+    assert!(programs.join("kubelet").is_file(), "there is no kubelet: scripts/kubernetes --kubelet builds it");
+    let mut share = SHARE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let share = share.get_or_insert_with(|| {
+        Share::take(
+            &Home::of_this_user().base.join("kubelet"),
+            30,
+            &kubelet::end(),
+            |server| control_plane::running(&programs, server),
+            |server| kubelet::start_shared(&programs, &server),
+        )
+    });
+    share.service.clone()
 }
 
 /// The directory that `scripts/kubernetes` made.

@@ -3,7 +3,7 @@
 //! ```text
 //! testbed postgres [15|16|18] COMMAND [ARGUMENT…]
 //! testbed docker COMMAND [ARGUMENT…]
-//! testbed kubernetes COMMAND [ARGUMENT…]
+//! testbed kubernetes [kubelet] COMMAND [ARGUMENT…]
 //! ```
 //!
 //! The command finds the service's URL in `DATABASE_URL`; or the engine in `DOCKER_HOST`, the name of an
@@ -13,11 +13,12 @@
 
 use std::process::{Command, ExitCode};
 
+use upgrade_testbed::kubernetes::Cluster;
 use upgrade_testbed::postgres::{self, Version};
 use upgrade_testbed::{docker, kubernetes};
 
 const USAGE: &str = "usage: testbed postgres [15|16|18] COMMAND [ARGUMENT…]\n       testbed docker COMMAND [ARGUMENT…]\n       \
-                     testbed kubernetes COMMAND [ARGUMENT…]";
+                     testbed kubernetes [kubelet] COMMAND [ARGUMENT…]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         ["postgres", "18", program, ..] => with_postgres(Version::V18, program, &words[3..]),
         ["postgres", program, ..] => with_postgres(Version::V15, program, &words[2..]),
         ["docker", program, ..] => with_docker(program, &words[2..]),
+        ["kubernetes", "kubelet", program, ..] => with_cluster(&kubernetes::kubelet(), program, &words[3..]),
         ["kubernetes", program, ..] => with_kubernetes(program, &words[2..]),
         _ => {
             eprintln!("{USAGE}");
@@ -51,9 +53,13 @@ fn with_docker(program: &str, arguments: &[&str]) -> Option<ExitCode> {
 
 fn with_kubernetes(program: &str, arguments: &[&str]) -> Option<ExitCode> {
     let own = kubernetes::own()?;
-    let kubeconfig = own.cluster().kubeconfig().to_string_lossy().into_owned();
+    with_cluster(own.cluster(), program, arguments)
+}
+
+fn with_cluster(cluster: &Cluster, program: &str, arguments: &[&str]) -> Option<ExitCode> {
+    let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
     let others = std::env::var("PATH").unwrap_or_default();
-    let path = format!("{}:{others}", own.cluster().programs().display());
+    let path = format!("{}:{others}", cluster.programs().display());
     Some(run(program, arguments, &[("KUBECONFIG", &kubeconfig), ("PATH", &path)]))
 }
 

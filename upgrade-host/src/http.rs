@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Method, Url};
+use reqwest::{Client, ClientBuilder, Method, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -16,10 +16,10 @@ use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::time::Instant;
 use upgrade_core::context::Context;
 use upgrade_core::error::CheckError;
-use upgrade_core::registry::BuildError;
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::secret::ExposeSecret;
-
 use upgrade_core::text_or_secret::TextOrSecret;
+use upgrade_core::tunnel::{Passage, Tunnel};
 
 /// How much of a reply's body is read.
 pub(crate) const MOST: usize = 1 << 20;
@@ -35,6 +35,26 @@ pub(crate) struct HttpRequest {
     follow_redirects: bool,
     timeout: Duration,
     client: OnceLock<Client>,
+    via: Option<Via>,
+}
+
+/// Leads to a host of another network.
+struct Via(Arc<dyn Tunnel>);
+
+impl std::fmt::Debug for Via {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Via")
+    }
+}
+
+/// Holds the way on which the requests of one check are sent.
+#[derive(Debug)]
+pub(crate) struct Way {
+    client: Client,
+    url: Url,
+    /// What the server is to take for its name, where that is not the URL's.
+    host: Option<HeaderValue>,
+    _passage: Option<Passage>,
 }
 
 /// Holds what a server answered.
@@ -82,6 +102,7 @@ impl HttpRequest {
             follow_redirects: false,
             timeout,
             client: OnceLock::new(),
+            via: None,
         })
     }
 
@@ -119,6 +140,20 @@ impl HttpRequest {
         self
     }
 
+    /// Sends the request through another target, which leads to its host.
+    pub(crate) fn via(mut self, name: Option<&str>, cx: &BuildContext) -> Result<Self, BuildError> {
+        let Some(name) = name else { return Ok(self) };
+        let wrong = |what: &str, hint: &str| Err(BuildError::new(what).at("via").with_hint(hint));
+        if self.url.domain().is_none() {
+            return wrong("an address is not reached through another target", "write the host's name into the `url`");
+        }
+        if self.follow_redirects {
+            return wrong("a redirect may lead past the way", "drop `follow_redirects`, and ask for what it leads to");
+        }
+        self.via = Some(Via(cx.tunnel(name)?));
+        Ok(self)
+    }
+
     /// Writes the request without its query, which often carries a token.
     pub(crate) fn line(&self) -> String {
         let mut url = self.url.clone();
@@ -131,9 +166,30 @@ impl HttpRequest {
         self.timeout
     }
 
+    /// Opens the way that requests are sent on; it is closed when it is dropped.
+    pub(crate) async fn way(&self, cx: &Context) -> Result<Way, CheckError> {
+        let (Some(via), Some(host), Some(port)) = (&self.via, self.url.domain(), self.url.port_or_known_default())
+        else {
+            return Ok(Way { client: self.client()?.clone(), url: self.url.clone(), host: None, _passage: None });
+        };
+        let passage = via.0.open(cx, host, port).await?;
+        // The name stays in the URL, for certificates. A port there would win over the passage's.
+        let client = self.build(|builder| builder.resolve(host, passage.address()))?;
+        let mut url = self.url.clone();
+        let host = match url.port() {
+            Some(port) => HeaderValue::from_str(&format!("{host}:{port}")).ok(),
+            None => None,
+        };
+        let _ = url.set_port(None);
+        Ok(Way { client, url, host, _passage: Some(passage) })
+    }
+
     /// Makes the request once.
-    pub(crate) async fn send(&self, cx: &Context) -> Result<HttpReply, NoReply> {
-        let mut request = self.client().map_err(NoReply::NotMade)?.request(self.method.clone(), self.url.clone());
+    pub(crate) async fn send(&self, cx: &Context, way: &Way) -> Result<HttpReply, NoReply> {
+        let mut request = way.client.request(self.method.clone(), way.url.clone());
+        if let Some(host) = &way.host {
+            request = request.header(HOST, host);
+        }
         for (name, value) in &self.headers {
             let value = value.resolve(cx).await.map_err(NoReply::NotMade)?;
             let mut value = HeaderValue::from_str(value.expose_secret()).map_err(|_| {
@@ -175,18 +231,22 @@ impl HttpRequest {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
+        let client = self.build(|builder| builder)?;
+        Ok(self.client.get_or_init(|| client))
+    }
+
+    fn build(&self, adapt: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Result<Client, CheckError> {
         let redirect = if self.follow_redirects { Policy::limited(10) } else { Policy::none() };
-        let client = Client::builder()
+        let builder = Client::builder()
             .tls_backend_preconfigured(self.tls()?)
             .redirect(redirect)
             // A health check asks the server itself, whatever the environment says.
             .no_proxy()
             // A kept connection would hide that the server stopped listening.
             .pool_max_idle_per_host(0)
-            .user_agent(concat!("upgrade/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| CheckError::permanent("the HTTP client cannot be made").with_cause(&error))?;
-        Ok(self.client.get_or_init(|| client))
+            .user_agent(concat!("upgrade/", env!("CARGO_PKG_VERSION")));
+        let client = adapt(builder).build();
+        client.map_err(|error| CheckError::permanent("the HTTP client cannot be made").with_cause(&error))
     }
 
     /// Configures TLS with a provider of our own: installing one for the whole process is the

@@ -8,7 +8,7 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use http::Request;
 use kube::core::WatchEvent;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Timeout, timeout};
 use upgrade_core::error::StepError;
 
 use crate::error::{Answer, KubeError, cancelled};
@@ -25,6 +25,9 @@ const REOPEN: Duration = Duration::from_millis(200);
 /// What is remembered of an object.
 type Keep<T> = Box<dyn Fn(&Object) -> Option<T> + Send>;
 type Events = Pin<Box<dyn Stream<Item = Result<WatchEvent<Value>, kube::Error>> + Send>>;
+/// A watch that is being opened.
+type Opening = Pin<Box<Timeout<Opened>>>;
+type Opened = Pin<Box<dyn Future<Output = Result<Events, kube::Error>> + Send>>;
 
 /// Follows the objects of a kind, keeping of each what is of interest.
 ///
@@ -49,6 +52,7 @@ pub struct Follow<T> {
     objects: BTreeMap<String, T>,
     version: Option<String>,
     events: Option<Events>,
+    opening: Option<Opening>,
 }
 
 impl ApiServer {
@@ -71,6 +75,7 @@ impl ApiServer {
             objects: BTreeMap::new(),
             version: None,
             events: None,
+            opening: None,
         }
     }
 }
@@ -114,8 +119,17 @@ impl<T> Follow<T> {
             let request = Request::get(address(&path, &query)).header("accept", "application/json").body(Vec::new());
             let request =
                 request.map_err(|error| StepError::permanent(format!("{path} is no address")).with_cause(&error))?;
-            match timeout(SILENCE, self.server.client().request_events::<Value>(request)).await {
-                Ok(Ok(events)) => self.events = Some(Box::pin(events)),
+            let client = self.server.client().clone();
+            // Whoever waits for several may drop this call: the watch that is being opened goes on being opened.
+            let opening = self.opening.get_or_insert_with(|| {
+                let opened: Opened =
+                    Box::pin(async move { Ok(Box::pin(client.request_events::<Value>(request).await?) as Events) });
+                Box::pin(timeout(SILENCE, opened))
+            });
+            let opened = opening.await;
+            self.opening = None;
+            match opened {
+                Ok(Ok(events)) => self.events = Some(events),
                 // Who may list and not watch would list for ever, without a pause.
                 Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
                     let answer = Answer {

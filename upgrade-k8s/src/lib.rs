@@ -11,6 +11,7 @@
 //! - [`follow`]: objects followed as they change;
 //! - [`workload`]: how far a rollout is, and what hinders it;
 //! - [`naming`]: names and labels of what a run makes.
+//! - [`Tunnel`]: a port of this machine that leads to one in the cluster.
 //!
 //! No version of Kubernetes is chosen here: what a cluster lacks is found by discovery, and the program
 //! that links this crate chooses the one version feature of `k8s-openapi` that it must have.
@@ -22,12 +23,14 @@ mod connection;
 pub mod difference;
 pub mod error;
 pub mod follow;
+mod inside;
 mod kept;
 pub mod kind;
 pub mod manifest;
 pub mod naming;
 pub mod object;
 mod pods;
+mod printed;
 mod program;
 pub mod quantity;
 pub mod removed_apis;
@@ -36,6 +39,8 @@ mod selection;
 pub mod server;
 pub mod steps;
 pub mod target;
+mod tunnel;
+mod which;
 pub mod workload;
 
 use upgrade_core::registry::Registry;
@@ -45,6 +50,7 @@ pub use kind::Kind;
 pub use object::{Object, ObjectName};
 pub use server::ApiServer;
 pub use target::{Cluster, ClusterConfig};
+pub use tunnel::Tunnel;
 
 /// Registers every kind of this crate: `k8s` and `k8s.*`.
 pub fn register(registry: &mut Registry) {

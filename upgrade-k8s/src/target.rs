@@ -47,7 +47,7 @@ pub struct ClusterConfig {
 }
 
 pub(crate) fn register(registry: &mut Registry) {
-    registry.target("k8s", "Names a Kubernetes cluster, and a namespace of it", Cluster::from_config);
+    registry.tunnel("k8s", "Names a Kubernetes cluster, and a namespace of it", Cluster::from_config);
 }
 
 /// Names a Kubernetes cluster and connects to it.

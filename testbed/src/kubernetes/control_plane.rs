@@ -51,7 +51,7 @@ impl ControlPlane {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = Home::of_this_user().base.join(format!("kubernetes-{}-{number}", std::process::id()));
         let guardian = Guardian::over(&directory, END);
-        let (apiserver, others) = start(programs, &directory);
+        let (apiserver, others) = start(programs, &directory, Nodes::Told);
         let cluster = cluster(programs, &directory);
         let apiserver = Mutex::new(Some(apiserver));
         Self { cluster, programs: programs.to_owned(), directory, apiserver, others, _guardian: guardian }
@@ -93,7 +93,7 @@ impl Drop for ControlPlane {
     }
 }
 
-fn cluster(programs: &Path, directory: &Path) -> Cluster {
+pub(super) fn cluster(programs: &Path, directory: &Path) -> Cluster {
     Cluster { kubeconfig: directory.join("pki/admin.kubeconfig"), kubectl: programs.join("kubectl") }
 }
 
@@ -104,12 +104,21 @@ pub(super) fn running(programs: &Path, server: &Path) -> Option<Cluster> {
 
 /// Starts the one that all share; its end is its directory's.
 pub(super) fn start_shared(programs: &Path, server: &Path) -> Cluster {
-    drop(start(programs, server));
+    drop(start(programs, server, Nodes::Told));
     std::fs::write(server.join("ready"), "").expect("a file of ours can be written");
     cluster(programs, server)
 }
 
-fn start(programs: &Path, directory: &Path) -> (Child, Vec<Child>) {
+/// Who says what becomes of pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nodes {
+    /// `nodes.py`, for three nodes.
+    Told,
+    /// Nobody yet.
+    None,
+}
+
+pub(super) fn start(programs: &Path, directory: &Path, nodes: Nodes) -> (Child, Vec<Child>) {
     let _ = Command::new("sh").args(["-c", END, "sh"]).arg(directory).status();
     let _ = std::fs::remove_dir_all(directory);
     let pki = directory.join("pki");
@@ -145,16 +154,20 @@ fn start(programs: &Path, directory: &Path) -> (Child, Vec<Child>) {
         ]);
         command.args(["--kube-api-qps=200", "--kube-api-burst=400"]);
     });
-    std::fs::write(directory.join("nodes.py"), NODES).expect("a file of ours can be written");
-    let nodes = spawn(directory, "nodes", Path::new("python3"), |command| {
-        command.args(["nodes.py", "pki", &port.to_string(), "node1,node2,node3"]);
-    });
+    let mut others = vec![etcd, manager, scheduler];
+    let mut awaited = vec!["get", "serviceaccount/default", "--output", "name"];
+    if nodes == Nodes::Told {
+        std::fs::write(directory.join("nodes.py"), NODES).expect("a file of ours can be written");
+        others.push(spawn(directory, "nodes", Path::new("python3"), |command| {
+            command.args(["nodes.py", "pki", &port.to_string(), "node1,node2,node3"]);
+        }));
+        awaited.push("node/node3");
+    }
     let cluster = cluster(programs, directory);
     await_that(directory, "nodes and the default service account", || {
-        let asked = cluster.command(["get", "node/node3", "serviceaccount/default", "--output", "name"]).output();
-        asked.is_ok_and(|done| done.status.success())
+        cluster.command(&awaited).output().is_ok_and(|done| done.status.success())
     });
-    (apiserver, vec![etcd, manager, scheduler, nodes])
+    (apiserver, others)
 }
 
 fn start_apiserver(programs: &Path, directory: &Path) -> Child {
@@ -170,6 +183,8 @@ fn start_apiserver(programs: &Path, directory: &Path) -> Child {
         command.args(["--service-account-signing-key-file=pki/service-account.key"]);
         command.args(["--service-account-issuer=https://kubernetes.default.svc", "--authorization-mode=Node,RBAC"]);
         command.args(["--enable-admission-plugins=NodeRestriction", "--allow-privileged=true"]);
+        command.args(["--kubelet-client-certificate=pki/admin.crt", "--kubelet-client-key=pki/admin.key"]);
+        command.arg("--kubelet-preferred-address-types=InternalIP");
     })
 }
 
@@ -194,7 +209,7 @@ fn await_ready(programs: &Path, directory: &Path) {
     await_that(directory, "the API server", || is_ready(programs, directory));
 }
 
-fn await_that(directory: &Path, what: &str, mut is_so: impl FnMut() -> bool) {
+pub(super) fn await_that(directory: &Path, what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < PATIENCE, "{what} did not become ready; see the logs in {}", directory.display());

@@ -56,6 +56,9 @@ pub struct HttpGetCheckConfig {
     /// A file of PEM certificates to trust in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+    /// A target through which the host is reached, where only another network knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
     /// The longest that the whole exchange may take.
     #[serde(default = "timeout")]
     pub timeout: Span,
@@ -117,6 +120,7 @@ impl HttpGetCheckConfig {
             facts: BTreeMap::new(),
             follow_redirects: false,
             ca: None,
+            via: None,
             timeout: timeout(),
         }
     }
@@ -148,7 +152,8 @@ impl HttpGetCheck {
             .headers(&config.headers)?
             .body(config.body.clone())
             .ca(config.ca.as_ref().map(|path| cx.path(path)))
-            .follow_redirects(config.follow_redirects);
+            .follow_redirects(config.follow_redirects)
+            .via(config.via.as_deref(), cx)?;
         Ok(Self { config, request })
     }
 
@@ -225,7 +230,8 @@ impl Check for HttpGetCheck {
     async fn check(&self, cx: &Context) -> Result<Verdict, CheckError> {
         let line = self.request.line();
         let waited = self.request.timeout();
-        match self.request.send(cx).await {
+        let way = self.request.way(cx).await.map_err(|error| error.map_text(|text| cx.mask(text)))?;
+        match self.request.send(cx, &way).await {
             Ok(reply) => Ok(self.judge(cx, &reply)),
             Err(NoReply::Refused(why)) => Ok(Verdict::fail(format!("{line}: {why}"))
                 .with_hint("nothing answers there: see whether the service runs and on which address it listens")),

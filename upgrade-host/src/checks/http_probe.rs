@@ -36,6 +36,9 @@ pub struct HttpProbeCheckConfig {
     /// A file of PEM certificates to trust in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+    /// A target through which the host is reached, where only another network knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
     /// How long requests are sent.
     #[serde(default = "window")]
     pub window: Span,
@@ -90,6 +93,7 @@ impl HttpProbeCheckConfig {
             method: get(),
             headers: BTreeMap::new(),
             ca: None,
+            via: None,
             window: window(),
             rate: rate(),
             timeout: timeout(),
@@ -149,11 +153,13 @@ impl HttpProbeCheck {
         }
         let request = HttpRequest::new(&config.method, &config.url, config.timeout.0)?
             .headers(&config.headers)?
-            .ca(config.ca.as_ref().map(|path| cx.path(path)));
+            .ca(config.ca.as_ref().map(|path| cx.path(path)))
+            .via(config.via.as_deref(), cx)?;
         Ok(Self { config, request: Arc::new(request) })
     }
 
     async fn measure(&self, cx: &Context) -> Result<Samples, CheckError> {
+        let way = Arc::new(self.request.way(cx).await.map_err(|error| error.map_text(|text| cx.mask(text)))?);
         let mut requests = JoinSet::new();
         let begun = Instant::now();
         for number in 0..planned(&self.config) {
@@ -161,8 +167,8 @@ impl HttpProbeCheck {
             if cx.cancelled().is_cancelled() {
                 return Err(CheckError::unknown("the check was cancelled"));
             }
-            let (request, cx) = (self.request.clone(), cx.clone());
-            requests.spawn(async move { request.send(&cx).await });
+            let (request, cx, way) = (self.request.clone(), cx.clone(), way.clone());
+            requests.spawn(async move { request.send(&cx, &way).await });
         }
         let mut samples = Samples::default();
         let mut not_made = None;

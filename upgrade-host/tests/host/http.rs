@@ -4,12 +4,19 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
+
 use crate::server::{Reply, Server, reply, text};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use upgrade_core::check::Check;
-use upgrade_core::registry::BuildContext;
+use upgrade_core::context::Context;
+use upgrade_core::error::StepError;
+use upgrade_core::names::LockName;
+use upgrade_core::registry::{AnyTarget, BuildContext};
+use upgrade_core::target::Target;
 use upgrade_core::testkit::TestContext;
+use upgrade_core::tunnel::{Passage, Tunnel};
 use upgrade_core::verdict::{Status, Verdict};
 use upgrade_host::checks::HttpGetCheck;
 use upgrade_host::checks::HttpProbeCheck;
@@ -195,5 +202,59 @@ fn what_cannot_be_asked_is_refused_when_it_is_built() {
         let mut with = json!({ "url": "http://127.0.0.1/" });
         with.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
         assert!(HttpProbeCheck::from_config(serde_json::from_value(with).unwrap(), &cx).is_err(), "{wrong}");
+    }
+}
+
+/// Stands for a cluster in whose network the server is `api.shop:8080`.
+struct Cluster(std::net::SocketAddr);
+
+#[async_trait]
+impl Tunnel for Cluster {
+    async fn open(&self, _: &Context, host: &str, port: u16) -> Result<Passage, StepError> {
+        if (host, port) == ("api.shop", 8080) {
+            return Ok(Passage::new(self.0, ()));
+        }
+        Err(StepError::transient(format!("nothing listens at {host}:{port}")).with_hint("name a service"))
+    }
+}
+
+#[async_trait]
+impl Target for Cluster {
+    fn lock(&self) -> LockName {
+        LockName::new("cluster", "test").unwrap()
+    }
+
+    async fn identity(&self, _: &Context) -> Result<String, StepError> {
+        Ok("the test's".into())
+    }
+}
+
+#[tokio::test]
+async fn a_host_of_another_network_is_asked_through_the_target_that_leads_there() {
+    let server = Server::start(|_, request| {
+        let named = request.to_ascii_lowercase().contains("host: api.shop:8080\r\n");
+        reply(if named { "200 OK" } else { "421 Misdirected Request" }, "", "")
+    })
+    .await;
+    let address = server.url("").trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
+    let cx = BuildContext::new("/").with_target("cluster", AnyTarget::tunnel("test.cluster", Cluster(address)));
+    let get = |with: Value| HttpGetCheck::from_config(serde_json::from_value(with).unwrap(), &cx);
+    let there = json!({ "url": "http://api.shop:8080/health", "via": "cluster" });
+    let verdict = ask(&get(there.clone()).unwrap()).await;
+    assert_eq!(verdict.status, Status::Pass, "{verdict:?}");
+    let config = json!({ "url": "http://api.shop:8080/", "via": "cluster", "window": "500ms", "max_error_rate": "0%" });
+    let probe = HttpProbeCheck::from_config(serde_json::from_value(config).unwrap(), &cx).unwrap();
+    let verdict = ask(&probe).await;
+    assert_eq!(verdict.status, Status::Pass, "{verdict:?}");
+
+    let nowhere = get(json!({ "url": "http://api.shop:8081/", "via": "cluster" })).unwrap();
+    let error = nowhere.check(&TestContext::new("http").forward()).await.unwrap_err();
+    assert!(error.message().contains("api.shop:8081"), "{error:?}");
+    for wrong in [
+        json!({ "url": "http://10.0.0.1:8080/", "via": "cluster" }),
+        json!({ "url": "http://api.shop:8080/", "via": "nothing" }),
+        json!({ "url": "http://api.shop:8080/", "via": "cluster", "follow_redirects": true }),
+    ] {
+        assert_eq!(get(wrong.clone()).unwrap_err().key.as_deref(), Some("via"), "{wrong}");
     }
 }

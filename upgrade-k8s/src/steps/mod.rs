@@ -6,11 +6,13 @@ mod backup;
 mod blue_green;
 mod canary;
 mod config;
+mod exec;
 mod job;
 mod node;
 mod pair;
 mod restore;
 mod rollout;
+mod scale;
 
 pub use analysis::AnalysisConfig;
 pub use apply::{AppliedObject, Apply, ApplyConfig, ApplyOutput, ApplyUndo};
@@ -18,6 +20,7 @@ pub use backup::{Backup, BackupConfig, BackupOutput, BackupUndo, OnRollback};
 pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo};
 pub use canary::{Canary, CanaryConfig, CanaryOutput, CanaryUndo, PausedWeightConfig, RouteUndo, WeightConfig};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
+pub use exec::{Exec, ExecConfig, ExecOutput, ExecUndo, UndoableExec};
 pub use job::{EnvSource, JobConfig, JobOutput, JobStep, JobUndo, UndoJobConfig, UndoableJob};
 pub use node::{
     DrainConfig, FoundNode, NodeCommandConfig, NodeConfig, NodeJobConfig, NodeOutput, NodeStep, NodeUndo, NodeUpgrade,
@@ -26,6 +29,7 @@ pub use node::{
 pub use pair::{LedService, PairUndo};
 pub use restore::{Restore, RestoreConfig, RestoreOutput, RestoreUndo};
 pub use rollout::{Order, RolloutConfig, RolloutOutput, RolloutStep, RolloutUndo, State, WorkloadConfig, WorkloadUndo};
+pub use scale::{Scale, ScaleConfig, ScaleOutput, ScaleUndo, ScaledWorkload, ScaledWorkloadConfig};
 
 use upgrade_core::AnyStep;
 use upgrade_core::registry::{BuildContext, BuildError, Registry};
@@ -59,6 +63,11 @@ pub(crate) fn register(registry: &mut Registry) {
         "Changes ConfigMaps and Secrets together with the workloads that read them",
         reversible(ConfigStep::from_config),
     );
+    registry.step(
+        "k8s.exec",
+        "Runs a command inside a container of a pod, and another one to undo it",
+        Exec::any_from_config,
+    );
     registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config);
     registry.step(
         "k8s.node",
@@ -75,6 +84,7 @@ pub(crate) fn register(registry: &mut Registry) {
         "Brings workloads to other images or settings, as one unit",
         reversible(RolloutStep::from_config),
     );
+    registry.step("k8s.scale", "Gives workloads another number of pods, as one unit", reversible(Scale::from_config));
 }
 
 /// How long what is followed may take where nothing else is said.

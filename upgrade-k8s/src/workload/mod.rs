@@ -1,6 +1,9 @@
-//! Workloads: Deployments, StatefulSets and DaemonSets, how far their rollouts are and what hinders them.
+//! Workloads: Deployments, StatefulSets, DaemonSets and ReplicaSets, how far their rollouts are and what hinders
+//! them.
 
+pub(crate) mod autoscaler;
 pub mod failure;
+pub(crate) mod members;
 pub mod progress;
 pub mod references;
 pub(crate) mod revision;
@@ -35,6 +38,8 @@ pub enum WorkloadKind {
     StatefulSet,
     /// A DaemonSet.
     DaemonSet,
+    /// A ReplicaSet.
+    ReplicaSet,
 }
 
 impl WorkloadKind {
@@ -44,6 +49,7 @@ impl WorkloadKind {
             Self::Deployment => Kind::deployment(),
             Self::StatefulSet => Kind::stateful_set(),
             Self::DaemonSet => Kind::daemon_set(),
+            Self::ReplicaSet => Kind::replica_set(),
         }
     }
 }
@@ -52,12 +58,17 @@ impl FromStr for WorkloadName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let hint = || format!("`{text}` names no workload: write deployment/NAME, statefulset/NAME or daemonset/NAME");
+        let hint = || {
+            format!(
+                "`{text}` names no workload: write deployment/NAME, statefulset/NAME, daemonset/NAME or replicaset/NAME"
+            )
+        };
         let (kind, name) = text.split_once('/').ok_or_else(hint)?;
         let kind = match kind.to_ascii_lowercase().as_str() {
             "deployment" | "deployments" | "deploy" => WorkloadKind::Deployment,
             "statefulset" | "statefulsets" | "sts" => WorkloadKind::StatefulSet,
             "daemonset" | "daemonsets" | "ds" => WorkloadKind::DaemonSet,
+            "replicaset" | "replicasets" | "rs" => WorkloadKind::ReplicaSet,
             _ => return Err(hint()),
         };
         crate::target::check_name(name, "workload").map_err(|_| hint())?;

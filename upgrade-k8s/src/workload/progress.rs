@@ -217,6 +217,7 @@ impl<'a> Rollouts<'a> {
                 .filter(|(_, revision)| revision.owner == uid && revision.number == seen.revision)
                 .map(|(uid, _)| Owner { uid: uid.clone(), hash: None })
                 .collect(),
+            WorkloadKind::ReplicaSet => vec![Owner { uid: uid.to_owned(), hash: None }],
             WorkloadKind::DaemonSet => {
                 let own = revisions().map(|(_, revision)| revision).filter(|revision| revision.owner == uid);
                 let newest = own.max_by_key(|revision| revision.number.parse::<u64>().unwrap_or_default());

@@ -26,7 +26,7 @@ pub(crate) async fn template(
     revision: u64,
 ) -> Result<Value, StepError> {
     let kind = match workload.kind {
-        WorkloadKind::Deployment => Kind::replica_set(),
+        WorkloadKind::Deployment | WorkloadKind::ReplicaSet => Kind::replica_set(),
         WorkloadKind::StatefulSet | WorkloadKind::DaemonSet => Kind::controller_revision(),
     };
     let (kept, _) = server.list(&kind, Some(object.namespace()), "", "").await?;
@@ -54,7 +54,7 @@ pub(crate) async fn template(
 /// Reads the number and the template of what a controller keeps.
 fn read(kind: WorkloadKind, kept: &Object) -> Option<(u64, Value)> {
     match kind {
-        WorkloadKind::Deployment => {
+        WorkloadKind::Deployment | WorkloadKind::ReplicaSet => {
             let number = kept.annotation(NUMBER)?.parse().ok()?;
             let mut template = kept.at("/spec/template").clone();
             template.pointer_mut("/metadata/labels")?.as_object_mut()?.remove(HASH);

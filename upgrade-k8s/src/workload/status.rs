@@ -34,6 +34,7 @@ pub fn of(kind: WorkloadKind, object: &Object) -> Rollout {
         WorkloadKind::Deployment => deployment(object),
         WorkloadKind::StatefulSet => stateful_set(object),
         WorkloadKind::DaemonSet => daemon_set(object),
+        WorkloadKind::ReplicaSet => replica_set(object),
     }
 }
 
@@ -108,6 +109,19 @@ fn daemon_set(object: &Object) -> Rollout {
     }
     if available < wanted {
         return going(done, wanted, format!("{available} of {wanted} pods are available"));
+    }
+    Rollout::Complete
+}
+
+/// Nothing is rolled out by a ReplicaSet: it has as many pods as asked for, or not yet.
+fn replica_set(object: &Object) -> Rollout {
+    let wanted = wanted(WorkloadKind::ReplicaSet, object);
+    let (all, available) = (object.number("/status/replicas"), object.number("/status/availableReplicas"));
+    if all > wanted {
+        return going(wanted, wanted, format!("{} pods too many are still there", all - wanted));
+    }
+    if available < wanted {
+        return going(available, wanted, format!("{available} of {wanted} pods are available"));
     }
     Rollout::Complete
 }

@@ -98,6 +98,20 @@ impl Corner {
         self.namespace.apply(&deployment(name, image, replicas));
     }
 
+    /// Waits until an app has a pod, which is not ready.
+    pub(crate) fn await_none_ready(&self, app: &str) {
+        let format = "jsonpath={.items[*].status.containerStatuses[0].state}";
+        let began = Instant::now();
+        while self
+            .namespace
+            .kubectl(&["get", "pods", "--selector", &format!("app={app}"), "--output", format])
+            .is_empty()
+        {
+            assert!(began.elapsed() < Duration::from_secs(60), "{app} has no pod");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Waits until the pods of an app are all ready, of one image, and no other pod of it is there.
     pub(crate) fn await_pods(&self, app: &str, image: &str, count: usize) {
         let format = "jsonpath={range .items[*]}{.spec.containers[0].image} \

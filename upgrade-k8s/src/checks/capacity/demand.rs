@@ -59,7 +59,7 @@ impl Demand {
 /// before it starts the next.
 pub(super) fn surge(kind: WorkloadKind, object: &Object) -> u64 {
     let (strategy, most, default) = match kind {
-        WorkloadKind::StatefulSet => return 0,
+        WorkloadKind::ReplicaSet | WorkloadKind::StatefulSet => return 0,
         WorkloadKind::Deployment => ("/spec/strategy", object.at("/spec/replicas").as_u64().unwrap_or(1), "25%"),
         WorkloadKind::DaemonSet => {
             let wanted = object.number("/status/desiredNumberScheduled");

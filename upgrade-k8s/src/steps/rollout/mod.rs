@@ -23,10 +23,10 @@ use upgrade_core::units::Span;
 use crate::object::{Object, ObjectName};
 use crate::server::ApiServer;
 use crate::target::{Cluster, check_name};
-use crate::workload::WorkloadName;
 use crate::workload::references::References;
 use crate::workload::revision;
 use crate::workload::template::TemplateChanges;
+use crate::workload::{WorkloadKind, WorkloadName};
 
 /// Configures `k8s.rollout`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -194,7 +194,12 @@ impl RolloutStep {
             if config.workloads[..at].iter().any(|before| before.workload == each.workload) {
                 return Err(BuildError::new(format!("{} is named twice", each.workload)).at(format!("workloads.{at}")));
             }
-            if each.replicas.is_some() && each.workload.kind == crate::workload::WorkloadKind::DaemonSet {
+            if each.workload.kind == WorkloadKind::ReplicaSet {
+                return Err(BuildError::new("a ReplicaSet does not replace its pods: nothing would be rolled out")
+                    .at(format!("workloads.{at}.workload"))
+                    .with_hint("name the Deployment that owns it"));
+            }
+            if each.replicas.is_some() && each.workload.kind == WorkloadKind::DaemonSet {
                 return Err(BuildError::new("a DaemonSet has a pod on each node, not a number of them")
                     .at(format!("workloads.{at}.replicas")));
             }

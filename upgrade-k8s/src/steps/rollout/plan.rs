@@ -13,7 +13,7 @@ use crate::kept::keep;
 use crate::object::{Object, ObjectName, digest, patch};
 use crate::server::ApiServer;
 use crate::workload::status::{self, Rollout};
-use crate::workload::{WorkloadKind, WorkloadName};
+use crate::workload::{WorkloadKind, autoscaler};
 
 impl RolloutStep {
     pub(super) async fn plan(&self, cx: &Context) -> Result<Prepared<RolloutUndo, RolloutOutput>, StepError> {
@@ -85,7 +85,7 @@ impl RolloutStep {
             .with_hint("make the change where it comes from, or say `on_conflict: overwrite` on the step"));
         }
         if each.replicas.is_some()
-            && let Some(scaler) = self.autoscaler_of(server, name).await?
+            && let Some(scaler) = autoscaler::of(server, &self.namespace, name).await?
         {
             return Err(StepError::permanent(format!(
                 "{name}: the number of its pods belongs to HorizontalPodAutoscaler {scaler}"
@@ -93,16 +93,6 @@ impl RolloutStep {
             .with_hint("leave `replicas` out, or change the autoscaler's limits"));
         }
         Ok(())
-    }
-
-    async fn autoscaler_of(&self, server: &ApiServer, name: &WorkloadName) -> Result<Option<String>, StepError> {
-        let Some(kind) = server.find_kind(None, "HorizontalPodAutoscaler").await? else { return Ok(None) };
-        let (scalers, _) = server.list(&kind, Some(&self.namespace), "", "").await?;
-        let of_it = |scaler: &&Object| {
-            let target = scaler.at("/spec/scaleTargetRef");
-            target["kind"] == name.kind.kind().kind && target["name"] == name.name
-        };
-        Ok(scalers.iter().find(of_it).map(|scaler| scaler.name().to_owned()))
     }
 }
 

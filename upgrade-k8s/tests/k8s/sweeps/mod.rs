@@ -11,6 +11,7 @@ pub(crate) mod config;
 pub(crate) mod job;
 pub(crate) mod node;
 pub(crate) mod rollout;
+pub(crate) mod scale;
 
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
