@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use serde_json::{Value, json};
 use upgrade_core::error::StepError;
 use upgrade_core::registry::BuildError;
 
@@ -95,6 +96,27 @@ impl Endpoint {
         Ok(Self { source: Source::ServiceAccount, server, namespace: config.default_namespace })
     }
 
+    /// Writes a kubeconfig for another program that is to reach the same cluster as the same user; it holds
+    /// credentials.
+    pub(crate) fn kubeconfig(&self) -> Value {
+        match &self.source {
+            Source::File { kubeconfig, context, .. } => {
+                let mut written = serde_json::to_value(kubeconfig).unwrap_or_default();
+                written["current-context"] = json!(context);
+                written
+            }
+            Source::ServiceAccount => {
+                let certificate = Path::new(IN_CLUSTER).with_file_name("ca.crt");
+                json!({
+                    "apiVersion": "v1", "kind": "Config", "current-context": "pod",
+                    "clusters": [{ "name": "pod", "cluster": { "server": self.server, "certificate-authority": certificate } }],
+                    "users": [{ "name": "pod", "user": { "tokenFile": IN_CLUSTER } }],
+                    "contexts": [{ "name": "pod", "context": { "cluster": "pod", "user": "pod" } }],
+                })
+            }
+        }
+    }
+
     /// Makes a client. Requests are not repeated by it: this crate knows which may be.
     pub(crate) async fn client(&self) -> Result<Client, StepError> {
         let mut config = match &self.source {
@@ -175,6 +197,8 @@ current-context: x
         let endpoint = find(GOOD, None).unwrap();
         assert_eq!((&*endpoint.server, &*endpoint.namespace), ("https://127.0.0.1:6443", "shop"));
         assert!(!format!("{endpoint:?}").contains("token: Some(\"t\")"), "{endpoint:?}");
+        let written = find(GOOD, Some("x")).unwrap().kubeconfig();
+        assert_eq!((&written["current-context"], &written["users"][0]["user"]["token"]), (&json!("x"), &json!("t")));
     }
 
     #[test]

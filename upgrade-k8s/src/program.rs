@@ -16,6 +16,8 @@ use crate::error::{cancelled, not_cancelled};
 
 /// How much is kept of what a program says, from the end.
 const KEPT: usize = 16 << 10;
+/// How much is read of a program whose answer is wanted whole.
+const READ: usize = 64 << 20;
 /// How much more is kept while it is read: a cut may go through a secret, whose rest no mask would know.
 const SLACK: usize = 8 << 10;
 /// How long output is awaited after the program ended.
@@ -37,6 +39,40 @@ pub(crate) async fn run(
     env: &[(String, String)],
     directory: &Path,
 ) -> Result<String, StepError> {
+    Ok(text(cx, &ended(cx, subject, argv, env, directory, KEPT).await?))
+}
+
+/// As [`run`], and returns all that it printed, as it printed it: to be read, not to be shown.
+///
+/// # Errors
+/// As [`run`]; it prints more than anybody would read.
+pub(crate) async fn read(
+    cx: &Context,
+    subject: &str,
+    argv: &[String],
+    env: &[(String, String)],
+    directory: &Path,
+) -> Result<Vec<u8>, StepError> {
+    let printed = ended(cx, subject, argv, env, directory, READ).await?;
+    if printed.len() > READ {
+        return Err(StepError::permanent(format!(
+            "{subject}: `{}` printed more than {READ} bytes",
+            cx.mask(&line(argv))
+        ))
+        .with_hint("run it by hand to see what that is"));
+    }
+    Ok(printed)
+}
+
+/// Runs a program to its end and returns the end of what it printed, `keep` bytes of it or somewhat more.
+async fn ended(
+    cx: &Context,
+    subject: &str,
+    argv: &[String],
+    env: &[(String, String)],
+    directory: &Path,
+    keep: usize,
+) -> Result<Vec<u8>, StepError> {
     not_cancelled(cx)?;
     let line = format!("{subject}: `{}`", cx.mask(&line(argv)));
     let [program, arguments @ ..] = argv else {
@@ -63,7 +99,8 @@ pub(crate) async fn run(
     })?;
     let (pipes, mut kept) = ((child.stdout.take(), child.stderr.take()), (Vec::new(), Vec::new()));
     let ended = async {
-        let mut read = pin!(async { tokio::join!(end_of(pipes.0, &mut kept.0), end_of(pipes.1, &mut kept.1)) });
+        let mut read =
+            pin!(async { tokio::join!(end_of(pipes.0, &mut kept.0, keep), end_of(pipes.1, &mut kept.1, KEPT)) });
         tokio::select! {
             _ = &mut read => child.wait().await,
             status = child.wait() => {
@@ -83,15 +120,15 @@ pub(crate) async fn run(
     };
     let status =
         status.map_err(|error| StepError::unknown(format!("{line}: its end was not seen")).with_cause(&error))?;
-    let (stdout, stderr) = (text(cx, &kept.0), text(cx, &kept.1));
     let error = match status.code() {
-        Some(0) => return Ok(stdout),
+        Some(0) => return Ok(kept.0),
         // EX_TEMPFAIL
         Some(75) => StepError::transient(format!("{line} ended with exit code 75")),
         Some(code) => StepError::permanent(format!("{line} ended with exit code {code}")),
         // Nobody knows what it did.
         None => StepError::unknown(format!("{line} was ended by a signal")),
     };
+    let (stdout, stderr) = (text(cx, &kept.0), text(cx, &kept.1));
     let detail = if stderr.trim().is_empty() { stdout } else { stderr };
     Err(error.with_detail(detail).with_hint("read what it said, mend that, and run it by hand to see it pass"))
 }
@@ -106,14 +143,14 @@ pub(crate) fn line(argv: &[String]) -> String {
     argv.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-async fn end_of(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+async fn end_of(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>, keep: usize) {
     let mut chunk = vec![0; KEPT];
     let Some(mut stream) = stream else { return };
     // What broke off is judged by the exit code.
     while let Ok(read @ 1..) = stream.read(&mut chunk).await {
         kept.extend_from_slice(&chunk[..read]);
-        if kept.len() > 2 * (KEPT + SLACK) {
-            kept.drain(..kept.len() - KEPT - SLACK);
+        if kept.len() > 2 * (keep + SLACK) {
+            kept.drain(..kept.len() - keep - SLACK);
         }
     }
 }
@@ -143,6 +180,8 @@ mod tests {
             async |argv: &[String]| super::run(&cx, "node n1", argv, &[("A".into(), "1".into())], "/".as_ref()).await;
         assert_eq!(run(&sh("echo $A; pwd")).await.unwrap(), "1\n/");
         let long = run(&sh("head -c 200000 /dev/zero | tr '\\0' x; echo end")).await.unwrap();
+        let whole = read(&cx, "node n1", &sh("head -c 200000 /dev/zero"), &[], "/".as_ref()).await.unwrap();
+        assert_eq!(whole.len(), 200_000);
         assert!(long.len() <= KEPT && long.ends_with("xend"), "{}", long.len());
         let error = run(&sh("echo no room >&2; exit 3")).await.unwrap_err();
         assert_eq!((error.class(), error.detail()), (Class::Permanent, Some("no room")));

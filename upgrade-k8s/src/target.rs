@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use kube::Client;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::OnceCell;
 use upgrade_core::context::Context;
 use upgrade_core::error::StepError;
@@ -136,6 +137,11 @@ impl Cluster {
     /// Returns the address of the API server as it stands in the names of locks.
     pub(crate) fn escaped_server(&self) -> String {
         self.endpoint.server.escape_debug().to_string()
+    }
+
+    /// Writes a kubeconfig by which another program reaches this cluster as this user; it holds credentials.
+    pub(crate) fn kubeconfig(&self) -> Value {
+        self.endpoint.kubeconfig()
     }
 
     fn lock_of(&self, part: &str) -> LockName {

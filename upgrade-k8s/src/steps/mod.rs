@@ -7,6 +7,7 @@ mod blue_green;
 mod canary;
 mod config;
 mod exec;
+mod helm;
 mod job;
 mod node;
 mod pair;
@@ -21,6 +22,7 @@ pub use blue_green::{BlueGreen, BlueGreenConfig, BlueGreenOutput, BlueGreenUndo}
 pub use canary::{Canary, CanaryConfig, CanaryOutput, CanaryUndo, PausedWeightConfig, RouteUndo, WeightConfig};
 pub use config::{ConfigOutput, ConfigStep, ConfigStepConfig, ConfigUndo, Renamed};
 pub use exec::{Exec, ExecConfig, ExecOutput, ExecUndo, UndoableExec};
+pub use helm::{FoundRelease, HelmConfig, HelmOutput, HelmStep, HelmUndo, ReleaseState};
 pub use job::{EnvSource, JobConfig, JobOutput, JobStep, JobUndo, UndoJobConfig, UndoableJob};
 pub use node::{
     DrainConfig, FoundNode, NodeCommandConfig, NodeConfig, NodeJobConfig, NodeOutput, NodeStep, NodeUndo, NodeUpgrade,
@@ -67,6 +69,11 @@ pub(crate) fn register(registry: &mut Registry) {
         "k8s.exec",
         "Runs a command inside a container of a pod, and another one to undo it",
         Exec::any_from_config,
+    );
+    registry.step(
+        "k8s.helm",
+        "Brings a release of Helm to another chart or other values, and rolls it back exactly",
+        reversible(HelmStep::from_config),
     );
     registry.step("k8s.job", "Runs a Job to its end, and another one to undo it", JobStep::any_from_config);
     registry.step(

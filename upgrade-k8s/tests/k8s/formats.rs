@@ -6,7 +6,9 @@ use std::path::Path;
 
 use serde_json::Value;
 use upgrade_core::step::Step;
-use upgrade_k8s::steps::{Apply, Backup, BlueGreen, Canary, ConfigStep, Exec, NodeStep, Restore, RolloutStep, Scale};
+use upgrade_k8s::steps::{
+    Apply, Backup, BlueGreen, Canary, ConfigStep, Exec, HelmStep, NodeStep, Restore, RolloutStep, Scale,
+};
 
 fn is_read<S: Step>() {
     let name = format!("{}.undo.v1.json", S::KIND);
@@ -25,6 +27,7 @@ fn undo_records_of_every_format_are_read() {
     is_read::<Canary>();
     is_read::<ConfigStep>();
     is_read::<Exec>();
+    is_read::<HelmStep>();
     is_read::<NodeStep>();
     is_read::<Restore>();
     is_read::<RolloutStep>();

@@ -14,6 +14,7 @@ mod exec;
 mod faults;
 mod formats;
 mod foundation;
+mod helm;
 mod job;
 mod kubelet;
 mod node;

@@ -8,6 +8,7 @@ pub(crate) mod backup;
 pub(crate) mod blue_green;
 pub(crate) mod canary;
 pub(crate) mod config;
+pub(crate) mod helm;
 pub(crate) mod job;
 pub(crate) mod node;
 pub(crate) mod rollout;
