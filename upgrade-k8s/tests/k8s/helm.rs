@@ -133,7 +133,7 @@ pub(crate) fn observe(corner: &Corner) -> String {
     let mut kept: Vec<_> = list.as_array().unwrap().iter().filter(own).cloned().collect();
     for each in &mut kept {
         // Counted up with every change, and back again as well.
-        if let Some(annotations) = each["metadata"]["annotations"].as_object_mut() {
+        if let Some(annotations) = each.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
             annotations.remove("deployment.kubernetes.io/revision");
         }
     }
@@ -220,20 +220,15 @@ async fn broken_off(shop: &Shop, step: &HelmStep, test: &TestContext, undo: &Hel
         let cx = if back { test.back() } else { test.forward() };
         if back { step.rollback(&cx, undo, None).await } else { step.apply(&cx, undo).await.map(drop) }
     };
+    // Revisions that were recovered stay what they were in the history.
+    let pending = || {
+        let selector = format!("owner=helm,status={status}");
+        shop.corner.namespace.kubectl(&["get", "secrets", "--selector", &selector, "--output", "name"]).lines().count()
+    };
+    let before = pending();
     let kill = async {
         let began = std::time::Instant::now();
-        loop {
-            let listed = shop.corner.namespace.kubectl(&[
-                "get",
-                "secrets",
-                "--selector",
-                &format!("owner=helm,status={status}"),
-                "--output",
-                "name",
-            ]);
-            if !listed.is_empty() {
-                break;
-            }
+        while pending() == before {
             assert!(began.elapsed().as_secs() < 30, "it never was {status}");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }

@@ -210,13 +210,27 @@ impl HelmStep {
         let look = self.look(&helm, cx, undo).await?;
         let overwrites = cx.on_conflict() == OnConflict::Overwrite && !look.history.is_empty();
         match look.standing {
-            Standing::Found => return Ok(()),
+            Standing::Found => return self.mark_own(&helm, cx, undo, &look).await,
             Standing::Foreign if !overwrites => return Err(self.conflict(undo, &look)),
             _ => self.bring_back(&helm, cx, undo, look).await?,
         }
-        match self.look(&helm, cx, undo).await?.standing {
-            Standing::Found => Ok(()),
+        let look = self.look(&helm, cx, undo).await?;
+        match look.standing {
+            Standing::Found => self.mark_own(&helm, cx, undo, &look).await,
             _ => Err(self.not_as_found()),
+        }
+    }
+
+    /// Marks what a rollback made again as this release's; Helm 3 does not, and would not know it later.
+    async fn mark_own(&self, helm: &Helm<'_>, cx: &Context, undo: &HelmUndo, look: &Look) -> Result<(), StepError> {
+        let last = look.history.last().map(|last| last.revision);
+        match (last, &undo.found) {
+            (Some(last), Some(found)) if last != found.revision => {
+                let (manifest, server) = (helm.manifest(last).await?, self.cluster.connect(cx).await?);
+                remains::mark_own(&server, &self.namespace, &self.config.release, &manifest).await
+            }
+            // It was never rolled back.
+            _ => Ok(()),
         }
     }
 
