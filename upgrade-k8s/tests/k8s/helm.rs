@@ -41,7 +41,7 @@ fn template(version: u32) -> &'static str {
 }
 
 /// Writes two versions of a chart below a directory: the second has another image and other settings, one
-/// object more and one less.
+/// object more and one less. Without replicas there is nothing to wait for.
 pub(crate) fn write_charts(directory: &Path) {
     for version in [1, 2] {
         let chart = directory.join(format!("chart-{version}"));
@@ -60,11 +60,10 @@ pub(crate) fn write_charts(directory: &Path) {
                 "apiVersion: v1\nkind: ConfigMap\nmetadata: {{ name: shop }}\ndata: {{ MODE: v{version}{more} }}\n"
             ),
         );
-        write(
-            "templates/web.yaml",
-            &crate::world::deployment("web", &format!("shop/web:{{{{ .Values.tag | default \"{version}\" }}}}"), 1)
-                .replace("replicas: 1", "replicas: {{ .Values.replicas }}"),
-        );
+        let web =
+            crate::world::deployment("web", &format!("shop/web:{{{{ .Values.tag | default \"{version}\" }}}}"), 1)
+                .replace("replicas: 1", "replicas: {{ .Values.replicas }}");
+        write("templates/web.yaml", &format!("{{{{ if .Values.replicas }}}}{web}{{{{ end }}}}\n"));
         write(
             "templates/hook.yaml",
             "{{ if .Values.hook }}\napiVersion: batch/v1\nkind: Job\nmetadata:\n  name: before\n  annotations: \

@@ -10,7 +10,7 @@ use crate::world::Corner;
 macro_rules! first {
     () => {
         "upgrade: shop\nsteps:\n  - id: shop\n    uses: k8s.helm\n    with:\n      target: cluster\n      release: shop\n      \
-         chart: DIRECTORY/chart-2\n      set: { key: two }\n      program: DIRECTORY/helm\n      deadline: 1m\n"
+         chart: DIRECTORY/chart-2\n      set: { key: two, replicas: 0 }\n      program: DIRECTORY/helm\n      deadline: 1m\n"
     };
 }
 
@@ -35,13 +35,13 @@ fn setup(corner: &Corner) {
     std::fs::write(tools.join("templates/tools.yaml"), template).unwrap();
     std::os::unix::fs::symlink(&program, directory.join("helm")).unwrap();
     let chart = directory.join("chart-1").display().to_string();
-    run(&program, corner, &["install", "shop", &chart, "--set", "key=one", "--wait"]);
+    run(&program, corner, &["install", "shop", &chart, "--set", "key=one,replicas=0"]);
 }
 
 fn interfere(corner: &Corner, step: &str) -> bool {
     let chart = corner.directory().join(if step == "shop" { "chart-1" } else { "tools" }).display().to_string();
     let program = helm().expect("asked before");
-    run(&program, corner, &["upgrade", step, &chart, "--install", "--set", "key=foreign,of=foreign"]);
+    run(&program, corner, &["upgrade", step, &chart, "--install", "--set", "key=foreign,of=foreign,replicas=0"]);
     true
 }
 
