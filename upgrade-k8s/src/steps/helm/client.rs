@@ -244,7 +244,7 @@ impl<'a> Helm<'a> {
         words.push(if *version >= DRY_RUN_SERVER { "--dry-run=server" } else { "--dry-run" }.to_owned());
         words.extend(["--output".to_owned(), "json".to_owned()]);
         let words: Vec<_> = words.iter().map(String::as_str).collect();
-        let answer = self.json(&self.read(&words).await?, "upgrade --dry-run")?;
+        let answer = self.json(object_of(&self.read(&words).await?), "upgrade --dry-run")?;
         let text = |pointer: &str| answer.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let chart = format!("{}-{}", text("/chart/metadata/name"), text("/chart/metadata/version"));
         let manifest = text("/manifest").to_owned();
@@ -280,4 +280,48 @@ fn state(chart: String, values: &Value, manifest: &str) -> ReleaseState {
     let values = if values.is_null() { Value::Object(Map::new()) } else { values.clone() };
     let manifest_sha256 = format!("sha256:{}", sha256_hex(manifest.trim().as_bytes()));
     ReleaseState { chart, values_sha256: digest(&values), manifest_sha256 }
+}
+
+/// Returns the answer without the lines before it: Helm 3.8 tells there what it pulled from a registry.
+fn object_of(answer: &[u8]) -> &[u8] {
+    let is_start = |at: usize| answer[at] == b'{' && (at == 0 || answer[at - 1] == b'\n');
+    (0..answer.len()).find(|at| is_start(*at)).map_or(answer, |at| &answer[at..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+    use upgrade_core::testkit::TestContext;
+
+    #[test]
+    fn what_is_pulled_is_no_answer() {
+        assert_eq!(object_of(b"Pulled: r/{shop}:1\nDigest: sha256:0\n{\"a\":1}\n"), b"{\"a\":1}\n");
+        assert_eq!((object_of(b"{}"), object_of(b"null"), object_of(b"")), (&b"{}"[..], &b"null"[..], &b""[..]));
+    }
+
+    #[test]
+    fn what_helm_reads_is_read_by_nobody_else_and_does_not_stay() {
+        let test = TestContext::new("shop");
+        let scratch = Scratch::make(&test.forward()).unwrap();
+        let path = PathBuf::from(scratch.write("values.json", &Value::Null).unwrap());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        drop(scratch);
+        assert!(!path.exists());
+        // What a crash left.
+        let left = Scratch::make(&test.forward()).unwrap();
+        let (path, beside) = (left.0.clone(), Scratch::make(&test.beside("other").forward()).unwrap());
+        std::mem::forget(left);
+        Scratch::clear(&test.back()).unwrap();
+        assert!(!path.exists() && beside.0.exists());
+        Scratch::clear(&test.back()).unwrap();
+    }
+
+    #[test]
+    fn no_values_are_the_same_however_they_are_said() {
+        let of = |values: Value| state("shop-1".into(), &values, "a: 1\n").values_sha256;
+        assert_eq!(of(Value::Null), of(Value::Object(Map::new())));
+        assert_eq!(state("s".into(), &Value::Null, "a: 1"), state("s".into(), &Value::Null, "\na: 1\n\n"));
+    }
 }

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn check(config: Value) -> Result<HelmConfig, BuildError> {
+    fn check(config: &Value) -> Result<HelmConfig, BuildError> {
         let mut all = json!({ "release": "shop", "chart": "./chart" });
         all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
         let mut config: HelmConfig = serde_json::from_value(all).unwrap();
@@ -178,13 +178,13 @@ mod tests {
             (json!({ "secrets": { "a..b": { "env": "X" } } }), "secrets"),
             (json!({ "set": { "a": 1 }, "secrets": { "a.b": { "env": "X" } } }), "secrets"),
         ] {
-            let error = check(config.clone()).unwrap_err();
+            let error = check(&config).unwrap_err();
             assert_eq!(error.key.as_deref(), Some(key), "{config}");
             assert!(error.hint.is_some(), "{config}");
         }
-        assert_eq!(check(json!({})).unwrap().chart_path(), Some(Path::new("/base/./chart")));
+        assert_eq!(check(&json!({})).unwrap().chart_path(), Some(Path::new("/base/./chart")));
         let remote =
-            check(json!({ "chart": "bitnami/redis", "chart_version": "1.0.0", "values": ["v.yaml"] })).unwrap();
+            check(&json!({ "chart": "bitnami/redis", "chart_version": "1.0.0", "values": ["v.yaml"] })).unwrap();
         assert_eq!((remote.chart_path(), &*remote.values[0]), (None, Path::new("/base/v.yaml")));
     }
 
