@@ -359,6 +359,13 @@ async fn what_is_wrong_is_said_with_its_remedy() {
     let other = shop.step(1, &json!({})).prepare(&TestContext::new("other").forward()).await.unwrap_err();
     assert!(other.message().contains("revision 2 failed"), "{other:?}");
     step.rollback(&test.back(), &undo, None).await.unwrap();
+    // What was not ready when it was found need not become so.
+    shop.helm(&["upgrade", "shop", &shop.chart(1), "--set", "tag=unready"]);
+    let (step, test) = (shop.step(2, &json!({ "deadline": "20s" })), TestContext::new("shop"));
+    let undo = prepared(&step, &test).await;
+    assert!(!undo.found.as_ref().unwrap().was_complete);
+    step.apply(&test.forward(), &undo).await.unwrap_or_else(|error| panic!("{}", said(&error)));
+    step.rollback(&test.back(), &undo, None).await.unwrap_or_else(|error| panic!("{}", said(&error)));
     let missing = shop.step(3, &json!({})).prepare(&test.forward()).await.unwrap_err();
     assert!(missing.detail().unwrap().contains("chart-3"), "{missing:?}");
 }

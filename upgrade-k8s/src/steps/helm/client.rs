@@ -260,11 +260,14 @@ impl<'a> Helm<'a> {
         self.run(&words).await.map(drop)
     }
 
-    /// Rolls the release back to a revision, and waits until it is ready.
-    pub(super) async fn rollback(&self, revision: u64) -> Result<(), StepError> {
+    /// Rolls the release back to a revision, and waits until it is ready if it can be expected to.
+    pub(super) async fn rollback(&self, revision: u64, waits: bool) -> Result<(), StepError> {
         let (revision, most) = (revision.to_string(), self.config.history_max.to_string());
         let [wait, timeout, span] = self.waiting();
-        let words = ["rollback", &self.config.release, &revision, &wait, &timeout, &span, "--history-max", &most];
+        let mut words = vec!["rollback", &self.config.release, &revision, &timeout, &span, "--history-max", &most];
+        if waits {
+            words.push(&wait);
+        }
         self.run(&words).await.map(drop)
     }
 

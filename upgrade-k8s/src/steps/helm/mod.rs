@@ -22,7 +22,10 @@ use upgrade_core::target::Target;
 pub use config::HelmConfig;
 pub use standing::ReleaseState;
 
+use crate::manifest::Manifest;
 use crate::target::{Cluster, check_name};
+use crate::workload::WorkloadKind;
+use crate::workload::status::{self, Rollout};
 use client::{Helm, Scratch};
 use standing::{Revision, Standing, judge};
 
@@ -64,6 +67,9 @@ pub struct FoundRelease {
     /// What it consists of.
     #[serde(flatten)]
     pub state: ReleaseState,
+    /// Tells whether all its workloads were rolled out.
+    #[serde(default)]
+    pub was_complete: bool,
 }
 
 /// Tells what the release is now.
@@ -146,13 +152,36 @@ impl HelmStep {
         };
         let mut changes = vec![whole];
         changes.extend(plan::changes(cx, manifest, &intended.manifest)?);
+        let found = match found {
+            Some((last, found)) => {
+                let was_complete = self.is_complete(cx, &found.manifest).await?;
+                Some(FoundRelease { revision: last.revision, state: found.state, was_complete })
+            }
+            None => None,
+        };
         let undo = HelmUndo {
             namespace: self.namespace.clone(),
             release: self.config.release.clone(),
-            found: found.map(|(last, found)| FoundRelease { revision: last.revision, state: found.state }),
+            found,
             intended: intended.state,
         };
         Ok(Prepared::change(undo, changes))
+    }
+
+    /// Tells whether the workloads of a manifest are rolled out.
+    async fn is_complete(&self, cx: &Context, manifest: &str) -> Result<bool, StepError> {
+        let server = self.cluster.connect(cx).await?;
+        for each in Manifest::parse(manifest, "the present manifest")? {
+            let kinds = [WorkloadKind::Deployment, WorkloadKind::StatefulSet, WorkloadKind::DaemonSet];
+            let Some(kind) = kinds.into_iter().find(|kind| kind.kind().kind == each.object.text("/kind")) else {
+                continue;
+            };
+            let present = server.get(&each.name(&server, &self.namespace).await?).await?;
+            if present.is_none_or(|present| status::of(kind, &present) != Rollout::Complete) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Looks at the release as it is.
@@ -257,10 +286,10 @@ impl HelmStep {
         if is_second {
             self.take_back(helm, cx, undo, found, &look).await?;
         }
-        match helm.rollback(found.revision).await {
+        match helm.rollback(found.revision, found.was_complete).await {
             Err(error) if error.detail().is_some_and(is_still_there) => {
                 self.take_back(helm, cx, undo, found, &look).await?;
-                helm.rollback(found.revision).await
+                helm.rollback(found.revision, found.was_complete).await
             }
             done => done,
         }
