@@ -118,6 +118,15 @@ impl HelmConfig {
         Some(Path::new(&self.chart)).filter(|path| path.is_absolute())
     }
 
+    /// Lists the files that make the release what it is.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        let mut all = self.values.clone();
+        if let Some(path) = self.chart_path() {
+            add_files(path, &mut all);
+        }
+        all
+    }
+
     /// Returns the values written down here, the secrets among them.
     pub(super) async fn own_values(&self, cx: &Context) -> Result<Map<String, Value>, StepError> {
         let mut values = self.set.clone();
@@ -127,6 +136,21 @@ impl HelmConfig {
                 .map_err(|why| StepError::permanent(format!("`{place}` cannot be set: {why}")))?;
         }
         Ok(values)
+    }
+}
+
+/// Lists the files of a chart that is one file or a directory of them.
+fn add_files(path: &Path, all: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return all.push(path.to_owned());
+    };
+    let mut inside: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    inside.sort();
+    for each in inside {
+        // A link may lead round in a circle; Helm follows it, and what it leads to has its own place.
+        if !each.is_symlink() {
+            add_files(&each, all);
+        }
     }
 }
 

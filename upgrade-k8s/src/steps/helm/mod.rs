@@ -6,7 +6,7 @@ mod plan;
 mod remains;
 mod standing;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -344,21 +344,6 @@ fn is_still_there(said: &str) -> bool {
     said.contains(" with the name \"") && said.contains("found")
 }
 
-/// Lists the files of a chart that is one file or a directory of them.
-fn files(path: &Path, all: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(path) else {
-        return all.push(path.to_owned());
-    };
-    let mut inside: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    inside.sort();
-    for each in inside {
-        // A link may lead round in a circle; Helm follows it, and what it leads to has its own place.
-        if !each.is_symlink() {
-            files(&each, all);
-        }
-    }
-}
-
 #[async_trait]
 impl Step for HelmStep {
     const KIND: &'static str = "k8s.helm";
@@ -388,11 +373,7 @@ impl Step for HelmStep {
     }
 
     fn inputs(&self) -> Vec<PathBuf> {
-        let mut all = self.config.values.clone();
-        if let Some(path) = self.config.chart_path() {
-            files(path, &mut all);
-        }
-        all
+        self.config.files()
     }
 
     fn targets(&self) -> Vec<Arc<dyn Target>> {
