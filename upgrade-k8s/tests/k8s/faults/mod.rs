@@ -114,7 +114,7 @@ macro_rules! faults {
 
 faults! {
     an_apply_survives_faults, campaign_faults_of_apply: crate::sweeps::apply::CASE, 23;
-    a_backup_survives_faults, campaign_faults_of_backup: crate::sweeps::backup::CASE, 19;
+    a_backup_survives_faults, campaign_faults_of_backup: crate::sweeps::backup::CASE, 11;
     a_switch_survives_faults, campaign_faults_of_blue_green: crate::sweeps::blue_green::CASE, 37;
     a_canary_survives_faults, campaign_faults_of_canary: crate::sweeps::canary::ROUTED, 37;
     a_configuration_survives_faults, campaign_faults_of_config: crate::sweeps::config::CASE, 11;
