@@ -32,6 +32,9 @@ pub struct PrometheusQueryCheckConfig {
     /// A file of PEM certificates to trust in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+    /// A target through which the Prometheus is reached, where only another network knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
     /// The longest that one exchange may take.
     #[serde(default = "timeout")]
     pub timeout: Span,
@@ -70,6 +73,7 @@ impl PrometheusQueryCheckConfig {
             query: query.into(),
             headers: BTreeMap::new(),
             ca: None,
+            via: None,
             timeout: timeout(),
             min: None,
             max: None,
@@ -145,11 +149,12 @@ impl PrometheusQueryCheck {
                     .at("url")
                     .with_hint("leave out `/api/v1/…`: http://127.0.0.1:9090"));
             }
-            Ok(request
+            request
                 .below("api/v1/query")
                 .headers(&headers)?
                 .body(Some(form(query).into()))
-                .ca(config.ca.as_ref().map(|path| cx.path(path))))
+                .ca(config.ca.as_ref().map(|path| cx.path(path)))
+                .via(config.via.as_deref(), cx)
         };
         let value = request(&config.query)?;
         let samples = config.samples_query.as_deref().map(request).transpose()?;
@@ -167,7 +172,8 @@ impl PrometheusQueryCheck {
             Verdict::unknown(format!("{line}: {why}"))
                 .with_hint("nothing was measured: see whether Prometheus runs and listens on that address")
         };
-        Ok(match request.send(cx).await {
+        let way = request.way(cx).await.map_err(|error| error.map_text(|text| cx.mask(text)))?;
+        Ok(match request.send(cx, &way).await {
             Ok(reply) => read(&reply, &line, &one_line(query)).map_err(|verdict| masked(cx, verdict)),
             Err(NoReply::Refused(why)) => Err(silent(why)),
             Err(NoReply::TimedOut) => Err(silent(format!("no reply within {}", Span(request.timeout())))),

@@ -30,9 +30,8 @@ use upgrade_core::target::Target;
 use upgrade_core::units::Span;
 
 use super::analysis::{Analysis, AnalysisConfig, SideNames};
-use super::pair::{Pair, PairUndo, Planned};
+use super::pair::{Pair, PairConfig, PairUndo, Planned};
 use super::rollout::images_of;
-use crate::target::{Cluster, check_name};
 use crate::workload::progress::Patience;
 use crate::workload::references::References;
 use crate::workload::template::TemplateChanges;
@@ -106,39 +105,27 @@ impl BlueGreen {
     /// # Errors
     /// There is no such target, nothing is asked for, or a check of the analysis cannot be made.
     pub fn from_config(config: BlueGreenConfig, cx: &BuildContext) -> Result<Self, BuildError> {
-        let cluster = Cluster::named(config.target.as_deref(), cx)?;
-        let namespace = config.namespace.clone().unwrap_or_else(|| cluster.namespace().to_owned());
-        check_name(&namespace, "namespace")?;
-        check_name(&config.deployment, "deployment")?;
-        check_name(&config.service, "service")?;
-        if let Some(preview) = &config.preview {
-            check_name(preview, "preview")?;
-            if *preview == config.service {
-                return Err(BuildError::new("the preview is the Service with the traffic")
-                    .at("preview")
-                    .with_hint("name another Service of the same pods, or leave it out"));
-            }
+        if config.preview.as_ref() == Some(&config.service) {
+            return Err(BuildError::new("the preview is the Service with the traffic")
+                .at("preview")
+                .with_hint("name another Service of the same pods, or leave it out"));
         }
-        let template = TemplateChanges {
-            images: config.images.clone(),
-            env: config.env.clone(),
-            annotations: config.annotations.clone(),
-            references: References::new(),
-        };
-        if template.is_empty() {
-            return Err(BuildError::new(format!("nothing changes in {}", config.deployment))
-                .at("images")
-                .with_hint("say what: `images`, `env`, `annotations`"));
-        }
-        let pair = Pair {
-            cluster,
-            namespace,
-            deployment: config.deployment.clone(),
-            services: [Some(config.service.clone()), config.preview.clone()].into_iter().flatten().collect(),
-            role: "green",
-            template,
+        let preview = config.preview.as_deref().map(|preview| ("preview", preview));
+        let pair = PairConfig {
+            target: config.target.as_deref(),
+            namespace: config.namespace.as_deref(),
+            deployment: &config.deployment,
+            services: [("service", &*config.service)].into_iter().chain(preview).collect(),
+            role: SIDES[0],
+            template: TemplateChanges {
+                images: config.images.clone(),
+                env: config.env.clone(),
+                annotations: config.annotations.clone(),
+                references: References::new(),
+            },
             patience: Patience { deadline: config.deadline.0, restarts: config.restarts },
         };
+        let pair = Pair::new(pair, cx)?;
         let analysis = Analysis::new(&config.analysis, SIDES, cx)?;
         Ok(Self { config, pair, analysis })
     }

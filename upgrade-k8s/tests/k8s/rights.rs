@@ -15,10 +15,12 @@ use upgrade_core::error::CheckError;
 use upgrade_core::executor::{Executor, Interrupt, Outcome, RunOptions};
 use upgrade_core::journal::MemoryJournal;
 use upgrade_core::pipeline::Pipeline;
+use upgrade_core::registry::{AnyTarget, BuildContext};
 use upgrade_core::verdict::Verdict;
 use upgrade_k8s::steps::RolloutStep;
+use upgrade_k8s::{Cluster, ClusterConfig};
 
-use crate::world::{Corner, build_context};
+use crate::world::Corner;
 
 /// Fails, so that all is put back, and remembers that it came to be asked.
 struct Refuses(Arc<AtomicBool>);
@@ -88,7 +90,14 @@ async fn a_rollout_needs_what_its_page_says_and_no_less() {
     let rules = rules_of("k8s.rollout.md");
     let up_and_back = async || {
         // A pipeline of its own each time: what a cluster was asked for once is remembered.
-        let cx = build_context(&stranger, &corner.namespace.name);
+        let config = ClusterConfig {
+            kubeconfig: Some(stranger.clone()),
+            namespace: Some(corner.namespace.name.clone()),
+            lease: Some(false),
+            ..ClusterConfig::default()
+        };
+        let cluster = Cluster::from_config(config, &BuildContext::new("/")).unwrap();
+        let cx = BuildContext::new("/").with_target("cluster", AnyTarget::new("k8s", cluster));
         let config = json!({ "target": "cluster",
             "workloads": [{ "workload": "deployment/web", "images": { "web": "shop/web:2" } }] });
         let step = RolloutStep::from_config(serde_json::from_value(config).unwrap(), &cx).unwrap();

@@ -165,15 +165,17 @@ async fn a_pod_without_a_node_is_hopeless_unless_somebody_makes_room_for_it() {
     let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let told = over.clone();
     let autoscaler = std::thread::spawn(move || {
+        let mut promised = std::collections::BTreeSet::new();
         while !told.load(std::sync::atomic::Ordering::Relaxed) {
             let pods = cluster.kubectl(["--namespace", &namespace, "get", "pods", "--output", "name"]);
-            for pod in pods.lines().map(|name| name.trim_start_matches("pod/")) {
+            let new = pods.lines().filter(|pod| promised.insert((*pod).to_owned()));
+            for pod in new.map(|name| name.trim_start_matches("pod/")) {
                 let event = json!({ "apiVersion": "v1", "kind": "Event", "metadata": { "name": format!("{pod}.room") },
                     "involvedObject": { "kind": "Pod", "name": pod, "namespace": namespace }, "type": "Normal",
                     "reason": "TriggeredScaleUp", "message": "pod triggered scale-up", "source": {} });
                 cluster.apply(&namespace, &event.to_string());
             }
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(50));
         }
     });
     let error = fails(&step, &TestContext::new("promised")).await;

@@ -35,9 +35,9 @@ use upgrade_core::target::Target;
 use upgrade_core::units::{Share, Span};
 
 use super::analysis::{Analysis, AnalysisConfig};
-use super::pair::{Pair, PairUndo};
+use super::pair::{Pair, PairConfig, PairUndo};
 use crate::object::ObjectName;
-use crate::target::{Cluster, check_name};
+use crate::target::check_name;
 use crate::workload::progress::Patience;
 use crate::workload::references::References;
 use crate::workload::template::TemplateChanges;
@@ -180,36 +180,26 @@ impl Canary {
     /// There is no such target, nothing is asked for, the weights do not lead to 100 or need too many pods,
     /// or a check of the analysis cannot be made.
     pub fn from_config(config: CanaryConfig, cx: &BuildContext) -> Result<Self, BuildError> {
-        let cluster = Cluster::named(config.target.as_deref(), cx)?;
-        let namespace = config.namespace.clone().unwrap_or_else(|| cluster.namespace().to_owned());
-        check_name(&namespace, "namespace")?;
-        check_name(&config.deployment, "deployment")?;
-        check_name(&config.service, "service")?;
         if let Some(route) = &config.route {
             check_name(route, "route")?;
         }
         check_weights(&config)?;
-        let template = TemplateChanges {
-            images: config.images.clone(),
-            env: config.env.clone(),
-            annotations: config.annotations.clone(),
-            references: References::new(),
-        };
-        if template.is_empty() {
-            return Err(BuildError::new(format!("nothing changes in {}", config.deployment))
-                .at("images")
-                .with_hint("say what: `images`, `env`, `annotations`"));
-        }
-        let analysis = Analysis::new(&config.analysis, SIDES, cx)?;
-        let pair = Pair {
-            cluster,
-            namespace,
-            deployment: config.deployment.clone(),
-            services: vec![config.service.clone()],
-            role: "canary",
-            template,
+        let pair = PairConfig {
+            target: config.target.as_deref(),
+            namespace: config.namespace.as_deref(),
+            deployment: &config.deployment,
+            services: vec![("service", &config.service)],
+            role: SIDES[0],
+            template: TemplateChanges {
+                images: config.images.clone(),
+                env: config.env.clone(),
+                annotations: config.annotations.clone(),
+                references: References::new(),
+            },
             patience: Patience { deadline: config.deadline.0, restarts: config.restarts },
         };
+        let pair = Pair::new(pair, cx)?;
+        let analysis = Analysis::new(&config.analysis, SIDES, cx)?;
         Ok(Self { config, pair, analysis })
     }
 

@@ -23,13 +23,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use upgrade_core::context::Context;
 use upgrade_core::error::{Conflict, StepError};
+use upgrade_core::registry::{BuildContext, BuildError};
 use upgrade_core::sealed::SealedRef;
 use upgrade_core::target::Target;
 
 use crate::kind::Kind;
 use crate::object::ObjectName;
 use crate::server::ApiServer;
-use crate::target::Cluster;
+use crate::target::{Cluster, check_name};
 use crate::workload::progress::Patience;
 use crate::workload::template::TemplateChanges;
 
@@ -85,6 +86,18 @@ pub(super) struct Pair {
     pub(super) patience: Patience,
 }
 
+/// Says what a pair is to be made of, in the words of a configuration.
+pub(super) struct PairConfig<'a> {
+    pub(super) target: Option<&'a str>,
+    pub(super) namespace: Option<&'a str>,
+    pub(super) deployment: &'a str,
+    /// The Services, each by the key that names it.
+    pub(super) services: Vec<(&'static str, &'a str)>,
+    pub(super) role: &'static str,
+    pub(super) template: TemplateChanges,
+    pub(super) patience: Patience,
+}
+
 /// Works on both sides within one call of a step.
 pub(super) struct Sides<'a> {
     pub(super) pair: &'a Pair,
@@ -94,6 +107,26 @@ pub(super) struct Sides<'a> {
 }
 
 impl Pair {
+    /// # Errors
+    /// There is no such target, a name cannot be one, or nothing is asked for.
+    pub(super) fn new(config: PairConfig<'_>, cx: &BuildContext) -> Result<Self, BuildError> {
+        let PairConfig { target, namespace, deployment, services, role, template, patience } = config;
+        let cluster = Cluster::named(target, cx)?;
+        let namespace = namespace.unwrap_or(cluster.namespace()).to_owned();
+        check_name(&namespace, "namespace")?;
+        check_name(deployment, "deployment")?;
+        for (key, service) in &services {
+            check_name(service, key)?;
+        }
+        if template.is_empty() {
+            return Err(BuildError::new(format!("nothing changes in {deployment}"))
+                .at("images")
+                .with_hint("say what: `images`, `env`, `annotations`"));
+        }
+        let services = services.into_iter().map(|(_, service)| service.to_owned()).collect();
+        Ok(Self { cluster, namespace, deployment: deployment.to_owned(), services, role, template, patience })
+    }
+
     pub(super) async fn sides<'a>(&'a self, cx: &'a Context, undo: &'a PairUndo) -> Result<Sides<'a>, StepError> {
         Ok(Sides { pair: self, server: self.cluster.connect(cx).await?, cx, undo })
     }

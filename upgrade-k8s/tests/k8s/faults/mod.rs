@@ -8,12 +8,11 @@ pub(crate) mod proxy;
 use std::sync::Arc;
 
 use upgrade_core::executor::{Executor, Interrupt, Outcome, RunOptions};
-use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::journal::MemoryJournal;
 use upgrade_testbed::kubernetes::Cluster;
 
 use crate::sweeps::Case;
-use crate::world::{Corner, registry};
+use crate::world::Corner;
 use proxy::{Fault, Proxy, TIMEOUT};
 
 /// How many requests more than undisturbed a fault may cost: the one again, a list, and what is asked
@@ -49,14 +48,7 @@ fn live(
         Way::Forward => "",
         Way::Back => "verify:\n  - { uses: k8s.cluster, with: { target: cluster, version: \">=99\" } }\n",
     };
-    let document = format!(
-        "targets: {{ cluster: {{ uses: k8s, with: {{ kubeconfig: \"{}\", namespace: {}, timeout: {TIMEOUT} }} }} }}\n{}{verify}",
-        proxy.kubeconfig().display(),
-        corner.namespace.name,
-        case.pipeline
-    );
-    let pipeline = parse(&document, "pipeline.yaml".as_ref(), "/".as_ref(), &LoadOptions::default(), &registry())
-        .unwrap_or_else(|error| panic!("{error}"));
+    let pipeline = case.read(&proxy.kubeconfig(), &corner, &format!(", timeout: {TIMEOUT}"), verify);
     proxy.fail(fault);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let executor = Executor::new(Arc::new(MemoryJournal::new()));
@@ -122,9 +114,11 @@ macro_rules! faults {
 
 faults! {
     an_apply_survives_faults, campaign_faults_of_apply: crate::sweeps::apply::CASE, 23;
+    a_backup_survives_faults, campaign_faults_of_backup: crate::sweeps::backup::CASE, 11;
     a_switch_survives_faults, campaign_faults_of_blue_green: crate::sweeps::blue_green::CASE, 37;
     a_canary_survives_faults, campaign_faults_of_canary: crate::sweeps::canary::ROUTED, 37;
     a_configuration_survives_faults, campaign_faults_of_config: crate::sweeps::config::CASE, 11;
     a_job_survives_faults, campaign_faults_of_job: crate::sweeps::job::ONE, 11;
     a_rollout_survives_faults, campaign_faults_of_rollout: crate::sweeps::rollout::CASE, 23;
+    a_scaling_survives_faults, campaign_faults_of_scale: crate::sweeps::scale::CASE, 19;
 }

@@ -10,7 +10,7 @@ use super::{Case, notices_every_seeded_defect, sweep};
 use crate::backup::{KEY, kept, key, make, test};
 use crate::world::Corner;
 
-const CASE: Case = Case {
+pub(crate) const CASE: Case = Case {
     setup: |corner| {
         let directory = corner.directory();
         let map = |name: &str, data: &str| {

@@ -14,6 +14,8 @@ pub(crate) mod node;
 pub(crate) mod rollout;
 pub(crate) mod scale;
 
+use std::path::Path;
+
 use upgrade_core::file::{LoadOptions, parse};
 use upgrade_core::names::StepId;
 use upgrade_core::pipeline::Pipeline;
@@ -38,6 +40,25 @@ pub(crate) struct Case {
     pub(crate) survived: fn(&Corner, &str) -> bool,
 }
 
+impl Case {
+    /// Reads the pipeline for a namespace that is reached by `kubeconfig`; `target` and `more` are added to the
+    /// configuration of the target, and to the file.
+    pub(crate) fn read(&self, kubeconfig: &Path, world: &Corner, target: &str, more: &str) -> Pipeline {
+        let (own, namespace) = (kubeconfig.display(), &world.namespace.name);
+        let kubectl = world.namespace.cluster().programs().join("kubectl");
+        let document = format!(
+            "targets: {{ cluster: {{ uses: k8s, with: {{ kubeconfig: \"{own}\", namespace: {namespace}{target} }} }} }}\n{}{more}",
+            self.pipeline
+                .replace("DIRECTORY", &world.directory().to_string_lossy())
+                .replace("NAMESPACE", namespace)
+                .replace("KUBECTL", &kubectl.display().to_string())
+                .replace("KUBECONFIG", &world.kubeconfig().display().to_string())
+        );
+        parse(&document, "pipeline.yaml".as_ref(), "/".as_ref(), &LoadOptions::default(), &registry())
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
 /// Puts a case on a cluster.
 pub(crate) struct On<'a> {
     case: &'a Case,
@@ -54,18 +75,7 @@ impl Scenario for On<'_> {
     }
 
     fn pipeline(&self, world: &Corner) -> Pipeline {
-        let (kubeconfig, namespace) = (self.cluster.kubeconfig().display(), &world.namespace.name);
-        let document = format!(
-            "targets: {{ cluster: {{ uses: k8s, with: {{ kubeconfig: \"{kubeconfig}\", namespace: {namespace} }} }} }}\n{}",
-            self.case
-                .pipeline
-                .replace("DIRECTORY", &world.directory().to_string_lossy())
-                .replace("NAMESPACE", namespace)
-                .replace("KUBECTL", &self.cluster.programs().join("kubectl").display().to_string())
-                .replace("KUBECONFIG", &kubeconfig.to_string())
-        );
-        parse(&document, "pipeline.yaml".as_ref(), "/".as_ref(), &LoadOptions::default(), &registry())
-            .unwrap_or_else(|error| panic!("{error}"))
+        self.case.read(self.cluster.kubeconfig(), world, "", "")
     }
 
     fn observe(&self, world: &Corner) -> String {

@@ -5,7 +5,7 @@
 use super::{Case, notices_every_seeded_defect, sweep};
 use crate::world::{Corner, set};
 
-const CASE: Case = Case {
+pub(crate) const CASE: Case = Case {
     setup: |corner| {
         corner.deployment("web", "shop/web:1", 2);
         corner.deployment("api", "shop/api:1", 1);
