@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::check::Check;
 use crate::erased::AnyStep;
+use crate::file::nearest;
 use crate::target::Target;
 use crate::tunnel::Tunnel;
 
@@ -347,8 +348,10 @@ fn make<T>(
     with: Value,
     cx: &BuildContext,
 ) -> Result<T, BuildError> {
-    let known =
-        kinds.get(kind).ok_or_else(|| BuildError::new(format!("`{kind}` is not a kind of {what}")).at("uses"))?;
+    let known = kinds.get(kind).ok_or_else(|| {
+        let hint = nearest::help("the kinds there are", kind, kinds.keys().map(String::as_str));
+        BuildError::new(format!("`{kind}` is not a kind of {what}")).at("uses").with_hint(hint)
+    })?;
     (known.make)(with, cx).map_err(|error| match error {
         MakeError::Shape { message, path } if path.is_empty() => BuildError::new(message),
         MakeError::Shape { message, path } => BuildError::new(message).at(path.join(".")),
@@ -405,6 +408,7 @@ mod tests {
         ] {
             let error = build.check(kind, with).err().expect("an error");
             assert_eq!(error.key.as_deref(), Some(key), "{error}");
+            assert!(kind == "figure" || error.hint.is_some_and(|hint| hint.contains("did you mean `figure`?")));
         }
     }
 }

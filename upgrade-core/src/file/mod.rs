@@ -12,7 +12,7 @@ mod checks;
 mod deferred;
 mod document;
 mod error;
-mod nearest;
+pub(crate) mod nearest;
 mod node;
 mod overlay;
 mod reader;

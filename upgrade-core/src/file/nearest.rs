@@ -25,7 +25,7 @@ pub(super) fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 }
 
 /// Says which name was meant, or which there are.
-pub(super) fn help<'a>(what: &str, name: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
+pub(crate) fn help<'a>(what: &str, name: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
     match of(name, known.clone()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("{what}: {}", list(known)),
