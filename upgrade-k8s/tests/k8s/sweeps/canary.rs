@@ -54,5 +54,5 @@ fn campaign_a_canary_survives_every_crash() {
 
 #[test]
 fn every_seeded_defect_is_noticed() {
-    notices_every_seeded_defect(&ROUTED);
+    notices_every_seeded_defect(&BOTH);
 }
